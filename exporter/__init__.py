@@ -1,0 +1,27 @@
+"""Exports OPT models from Keras 3 (on TensorFlow) to ONNX bundles, and holds the Keras OPT family.
+
+The names below load Keras and TensorFlow when they are first used, so that importing the package
+(as `opt-export --help` does) stays quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "CausalLM": "exporter.opt.causal_lm",
+    "OPTBackbone": "exporter.opt.backbone",
+    "OPTCausalLM": "exporter.opt.causal_lm",
+    "OPTCausalLMPreprocessor": "exporter.opt.preprocessor",
+    "OPTTokenizer": "exporter.opt.tokenizer",
+    "export_bundle": "exporter.export",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,225 @@
+"""Weight maps: which tensors of a checkpoint make which weight of the Keras OPT backbone.
+
+A map is data. A weight of the model (a `Target`, named by its Keras path) is made of one or more
+`Source` tensors, each transposed, reshaped or stripped of leading rows, and joined along the last
+axis: that is how separate query, key and value projections become the model's fused one. The same
+data read backwards splits a weight into a file's tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from exporter.checkpoints.readers import TensorReader
+from exporter.errors import CheckpointError
+from graphs.contract import ModelConfig
+
+# A dimension is a name from `_dimensions`, with an optional number of extra rows.
+Shape = tuple[str, ...]
+BLOCK_BYTES = 32 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Source:
+    """One tensor of a checkpoint.
+
+    Attributes:
+        names: its possible names, current spelling first; `{layer}` stands for the layer's number.
+        shape: its shape in the file.
+        transpose: stored as [out, in] where the model has [in, out].
+        skip_rows: leading rows that the model does not have.
+    """
+
+    names: tuple[str, ...]
+    shape: Shape
+    transpose: bool = False
+    skip_rows: int = 0
+
+
+@dataclass(frozen=True)
+class Target:
+    """One weight of the model, and the sources it is joined from along the last axis."""
+
+    name: str
+    shape: Shape
+    sources: tuple[Source, ...]
+
+
+@dataclass(frozen=True)
+class WeightMap:
+    """How one checkpoint format spells an OPT decoder.
+
+    Attributes:
+        prefixes: what names may begin with; sources are given without it.
+        targets: weights outside the layers.
+        layer_targets: weights of each layer.
+        unused: tensors that may be in the file and are not read.
+    """
+
+    prefixes: tuple[str, ...]
+    targets: tuple[Target, ...]
+    layer_targets: tuple[Target, ...]
+    unused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BoundSource:
+    """A source with its name in this checkpoint and its shape in numbers."""
+
+    name: str
+    shape: tuple[int, ...]
+    transpose: bool
+    skip_rows: int
+
+    @property
+    def part_shape(self) -> tuple[int, ...]:
+        rows, *rest = self.shape
+        shape = (rows - self.skip_rows, *rest)
+        return shape[::-1] if self.transpose else shape
+
+
+@dataclass(frozen=True)
+class BoundTarget:
+    """A weight of the model with its shape in numbers and its sources in this checkpoint."""
+
+    name: str
+    shape: tuple[int, ...]
+    sources: tuple[BoundSource, ...]
+
+    def read(self, reader: TensorReader, dtype: str = "float32") -> np.ndarray:
+        """The weight's values [shape] in `dtype`."""
+        parts = []
+        for source in self.sources:
+            values = reader.read(source.name)[source.skip_rows :]
+            values = values.T if source.transpose else values
+            parts.append(values.reshape(self._part_shape))
+        if len(parts) == 1:
+            return np.ascontiguousarray(parts[0], dtype)
+        joined = np.empty(self.shape, dtype)
+        width = self.shape[-1] // len(parts)
+        for i, part in enumerate(parts):
+            joined[..., i * width : (i + 1) * width] = part
+        return joined
+
+    def blocks(self, reader: TensorReader, dtype: str = "float32") -> Iterator[np.ndarray]:
+        """The weight's values in consecutive runs of rows, of bounded size where it is stored so."""
+        source = self.sources[0]
+        if len(self.sources) > 1 or source.transpose or source.part_shape != self.shape:
+            yield self.read(reader, dtype)
+            return
+        row_bytes = int(np.prod(self.shape[1:])) * np.dtype(dtype).itemsize
+        step = max(1, BLOCK_BYTES // max(1, row_bytes))
+        for start in range(0, self.shape[0], step):
+            stop = min(start + step, self.shape[0])
+            rows = reader.read(source.name, start + source.skip_rows, stop + source.skip_rows)
+            yield np.ascontiguousarray(rows, dtype)
+
+    def split(self, values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        """The file's tensors of a weight's values; skipped rows come back as zeros."""
+        parts = np.split(values, len(self.sources), axis=-1)
+        for source, part in zip(self.sources, parts, strict=True):
+            part = (part.T if source.transpose else part).reshape(
+                (source.shape[0] - source.skip_rows, *source.shape[1:])
+            )
+            if source.skip_rows:
+                rows = np.zeros((source.skip_rows, *part.shape[1:]), part.dtype)
+                part = np.concatenate([rows, part])
+            yield source.name, np.ascontiguousarray(part)
+
+    @property
+    def _part_shape(self) -> tuple[int, ...]:
+        return (*self.shape[:-1], self.shape[-1] // len(self.sources))
+
+
+def _dimensions(config: ModelConfig) -> dict[str, int]:
+    return {
+        "vocabulary": config.vocabulary_size,
+        "positions": config.max_sequence_length,
+        "positions+2": config.max_sequence_length + 2,
+        "hidden": config.hidden_dim,
+        "3*hidden": 3 * config.hidden_dim,
+        "inner": config.intermediate_dim,
+        "heads": config.num_heads,
+        "head_dim": config.head_dim,
+    }
+
+
+def _expand(weight_map: WeightMap, config: ModelConfig) -> Iterator[Target]:
+    """All targets with the layer numbers filled in; Keras counts layers `name`, `name_1`, …"""
+    yield from weight_map.targets
+    for layer in range(config.num_layers):
+        values = {"layer": layer, "_layer": f"_{layer}" if layer else ""}
+        for target in weight_map.layer_targets:
+            sources = tuple(
+                replace(s, names=tuple(n.format(**values) for n in s.names)) for s in target.sources
+            )
+            yield replace(target, name=target.name.format(**values), sources=sources)
+
+
+def bind_names(weight_map: WeightMap, config: ModelConfig) -> list[BoundTarget]:
+    """The targets with every source under its current name: what a writer of the format needs."""
+    prefix = weight_map.prefixes[0]
+    size = _dimensions(config)
+    return [
+        BoundTarget(
+            target.name,
+            tuple(size[d] for d in target.shape),
+            tuple(
+                BoundSource(
+                    prefix + s.names[0], tuple(size[d] for d in s.shape), s.transpose, s.skip_rows
+                )
+                for s in target.sources
+            ),
+        )
+        for target in _expand(weight_map, config)
+    ]
+
+
+def bind_checkpoint(
+    weight_map: WeightMap, config: ModelConfig, reader: TensorReader, origin: str
+) -> list[BoundTarget]:
+    """The targets with every source under its name in this checkpoint.
+
+    Raises:
+        CheckpointError: naming every missing, mis-shaped and surplus tensor at once.
+    """
+    shapes = reader.shapes
+    used: set[str] = set()
+    missing, misshaped, bound = [], [], []
+    targets = zip(_expand(weight_map, config), bind_names(weight_map, config), strict=True)
+    for target, expected in targets:
+        sources = []
+        for source, wanted in zip(target.sources, expected.sources, strict=True):
+            candidates = [p + n for n in source.names for p in weight_map.prefixes]
+            name = next((c for c in candidates if c in shapes), None)
+            if name is None:
+                missing.append(wanted.name)
+                continue
+            used.add(name)
+            if shapes[name] != wanted.shape:
+                misshaped.append(f"{name} is {shapes[name]}, expected {wanted.shape}")
+            sources.append(replace(wanted, name=name))
+        bound.append(replace(expected, sources=tuple(sources)))
+    surplus = sorted(
+        name
+        for name in set(shapes) - used
+        if not any(name == p + u for u in weight_map.unused for p in ("", *weight_map.prefixes))
+    )
+    problems = [
+        f"{len(names)} {kind}: {_listed(names)}"
+        for kind, names in (("missing", missing), ("mis-shaped", misshaped), ("surplus", surplus))
+        if names
+    ]
+    if problems:
+        raise CheckpointError(
+            f"the tensors of {origin} do not fit its configuration; {'; '.join(problems)}"
+        )
+    return bound
+
+
+def _listed(names: list[str], most: int = 100) -> str:
+    text = ", ".join(names[:most])
+    return text if len(names) <= most else f"{text}, and {len(names) - most} more"

@@ -1,0 +1,154 @@
+"""The OPT backbone: embeddings, decoder layers, final norm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from exporter.opt.keras_backend import keras
+from exporter.opt.layers import CausalBias, OPTDecoderLayer, OPTEmbedding
+from graphs.contract import ModelConfig
+
+LAYER_NORM_EPSILON = 1e-5
+
+
+@keras.saving.register_keras_serializable(package="opt_onnx")
+class OPTBackbone(keras.Model):
+    """An OPT decoder network.
+
+    Follows `keras_hub.models.OPTBackbone` and "OPT: Open Pre-trained Transformer Language Models"
+    (https://arxiv.org/abs/2205.01068).
+
+    Args:
+        vocabulary_size: int. The size of the token vocabulary.
+        num_layers: int. The number of transformer decoder layers.
+        num_heads: int. The number of attention heads for each transformer.
+            The hidden size must be divisible by the number of attention heads.
+        hidden_dim: int. The hidden size of the transformer decoder layers.
+        intermediate_dim: int. The output dimension of the first dense layer in
+            a two-layer feedforward network for each transformer decoder layer.
+        dropout: float. Dropout probability for the transformer decoder.
+        max_sequence_length: int. The maximum sequence length that this decoder
+            can consume; the number of rows of the position embedding.
+        dtype: string or `keras.DTypePolicy`. The dtype of computations and weights. The softmax and
+            the statistics of layer normalization are always computed in float32.
+
+    Call arguments:
+        a dictionary of `token_ids`, int32 [batch, sequence], and `padding_mask`, int or bool
+        [batch, sequence]. Returns the hidden states after the final norm [batch, sequence, hidden].
+
+    Raises:
+        ValueError: if a size is not a positive whole number or the heads do not divide the width.
+
+    Example:
+        >>> import numpy as np
+        >>> model = OPTBackbone(
+        ...     vocabulary_size=100, num_layers=2, num_heads=2, hidden_dim=8,
+        ...     intermediate_dim=16, max_sequence_length=12,
+        ... )
+        >>> ones = np.ones((1, 12), dtype="int32")
+        >>> model({"token_ids": ones, "padding_mask": ones}).shape
+        TensorShape([1, 12, 8])
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        num_layers: int,
+        num_heads: int,
+        hidden_dim: int,
+        intermediate_dim: int,
+        dropout: float = 0.1,
+        max_sequence_length: int = 2048,
+        dtype: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        model_config = ModelConfig(
+            vocabulary_size=vocabulary_size,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            hidden_dim=hidden_dim,
+            intermediate_dim=intermediate_dim,
+            max_sequence_length=max_sequence_length,
+            layer_norm_epsilon=LAYER_NORM_EPSILON,
+        )
+
+        # === Layers ===
+        embeddings = OPTEmbedding(
+            vocabulary_size, max_sequence_length, hidden_dim, dtype=dtype, name="embeddings"
+        )
+        causal_bias = CausalBias(dtype="float32", name="causal_bias")
+        transformer_layers = [
+            OPTDecoderLayer(
+                num_heads,
+                intermediate_dim,
+                dropout,
+                LAYER_NORM_EPSILON,
+                dtype=dtype,
+                name=f"transformer_layer_{i}",
+            )
+            for i in range(num_layers)
+        ]
+        layer_norm = keras.layers.LayerNormalization(
+            epsilon=LAYER_NORM_EPSILON, dtype=dtype, name="layer_norm"
+        )
+
+        # === Functional Model ===
+        token_ids = keras.Input(shape=(None,), dtype="int32", name="token_ids")
+        padding_mask = keras.Input(shape=(None,), dtype="int32", name="padding_mask")
+        bias = causal_bias(padding_mask)
+        x = embeddings(token_ids)
+        for layer in transformer_layers:
+            x = layer(x, bias)
+        super().__init__(
+            inputs={"token_ids": token_ids, "padding_mask": padding_mask},
+            outputs=layer_norm(x),
+            **kwargs,
+        )
+        self.dtype_policy = keras.dtype_policies.get(dtype)
+        self.embeddings = embeddings
+        self.token_embedding = embeddings.token_embedding
+        self.transformer_layers = transformer_layers
+        self.layer_norm = layer_norm
+
+        # === Config ===
+        self.model_config = model_config
+        self.vocabulary_size = vocabulary_size
+        self.num_layers = num_layers
+        self.num_heads = num_heads
+        self.hidden_dim = hidden_dim
+        self.intermediate_dim = intermediate_dim
+        self.dropout = dropout
+        self.max_sequence_length = max_sequence_length
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "trainable": self.trainable,
+            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
+            "vocabulary_size": self.vocabulary_size,
+            "num_layers": self.num_layers,
+            "num_heads": self.num_heads,
+            "hidden_dim": self.hidden_dim,
+            "intermediate_dim": self.intermediate_dim,
+            "dropout": self.dropout,
+            "max_sequence_length": self.max_sequence_length,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> OPTBackbone:
+        return cls(**config)
+
+    @classmethod
+    def from_preset(
+        cls, preset: str, load_weights: bool = True, **kwargs: Any
+    ) -> OPTBackbone:
+        """Builds the backbone of a preset.
+
+        Args:
+            preset: a built-in preset name or the path of a preset folder.
+            load_weights: if `False`, the weights stay randomly initialized.
+            **kwargs: override values of the preset's configuration, `dtype="bfloat16"` say.
+        """
+        from exporter.presets.loading import load_backbone
+
+        return load_backbone(cls, preset, load_weights=load_weights, **kwargs)

@@ -1,0 +1,60 @@
+"""Runs a Keras OPT backbone under the runtime's generation loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from exporter.opt.backbone import OPTBackbone
+from exporter.opt.cached_forward import cached_forward
+from runtime.decoder import StepOutput
+
+
+class KerasCache:
+    """A KV cache as TensorFlow tensors [batch, heads, capacity, head_dim], key and value by layer."""
+
+    def __init__(self, backbone: OPTBackbone, batch: int, capacity: int) -> None:
+        config = backbone.model_config
+        shape = (batch, config.num_heads, capacity, config.head_dim)
+        self.capacity = capacity
+        self.lengths = np.zeros(batch, np.int32)
+        zeros = tf.zeros(shape, backbone.compute_dtype)
+        self.layers: Any = [(zeros, zeros) for _ in range(config.num_layers)]
+
+
+class KerasDecoder:
+    """A `runtime.decoder.Decoder` over live Keras weights: new weights are seen at once.
+
+    The forward pass is traced once for prompts and once for single tokens.
+    """
+
+    def __init__(self, backbone: OPTBackbone) -> None:
+        self._backbone = backbone
+        self.config = backbone.model_config
+        ids = tf.TensorSpec([None, None], tf.int32)
+        lengths = tf.TensorSpec([None], tf.int32)
+        cache = tf.TensorSpec(
+            [None, self.config.num_heads, None, self.config.head_dim], backbone.compute_dtype
+        )
+        caches = [(cache, cache)] * self.config.num_layers
+        self._step = tf.function(
+            lambda *inputs: cached_forward(self._backbone, *inputs),
+            input_signature=[ids, lengths, lengths, caches],
+        )
+
+    def new_cache(self, batch: int, capacity: int) -> KerasCache:
+        """An empty cache."""
+        return KerasCache(self._backbone, batch, capacity)
+
+    def append(self, cache: KerasCache, token_ids: np.ndarray, new_lengths: np.ndarray) -> StepOutput:
+        """Appends tokens; see `runtime.decoder.Decoder.append`."""
+        logits, hidden_states, cache.layers = self._step(
+            tf.constant(token_ids, tf.int32),
+            tf.constant(cache.lengths),
+            tf.constant(new_lengths, tf.int32),
+            cache.layers,
+        )
+        cache.lengths += new_lengths.astype(np.int32)
+        return StepOutput(logits.numpy(), hidden_states.numpy())

@@ -1,0 +1,271 @@
+"""The layers of an OPT decoder.
+
+Each layer has `call`, the whole-sequence forward pass that training uses, and `call_with_cache`,
+the pass over a KV cache that the exporter traces. In the second, tokens are laid out flat as
+[batch * sequence, hidden], which leaves every dense layer a single matrix product.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from exporter.opt.keras_backend import keras
+
+ops = keras.ops
+MASKED = -1e9  # added to attention scores; finite, so that a row with nothing to see stays finite
+
+
+def kernel_initializer() -> Any:
+    """The initializer of all OPT kernels and embeddings."""
+    return keras.initializers.TruncatedNormal(stddev=0.02)
+
+
+@dataclass(frozen=True)
+class CacheStep:
+    """What all layers need to know of one pass over the cache; computed once.
+
+    Attributes:
+        batch, sequence: sizes of this pass (numbers or scalar tensors).
+        total: cache slots in use after this pass, the longest row's; int32 scalar.
+        scatter_indices: int32 [batch, heads, sequence, 3], where new keys and values are written.
+        attention_bias: [batch, 1, sequence, total], 0 where a token may look and `MASKED` elsewhere.
+    """
+
+    batch: Any
+    sequence: Any
+    total: Any
+    scatter_indices: Any
+    attention_bias: Any
+
+
+class OPTAttention(keras.layers.Layer):
+    """Multi-head self-attention with one fused query-key-value projection.
+
+    Args:
+        num_heads: int. The number of attention heads.
+        dropout: float. Dropout of the attention weights.
+    """
+
+    def __init__(self, num_heads: int, dropout: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.softmax = keras.layers.Softmax(dtype="float32", name="softmax")
+        self.dropout_layer = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        hidden_dim = input_shape[-1]
+        self.head_dim = hidden_dim // self.num_heads
+        self.scale = self.head_dim**-0.5
+        self.qkv = keras.layers.Dense(
+            3 * hidden_dim,
+            kernel_initializer=kernel_initializer(),
+            dtype=self.dtype_policy,
+            name="qkv",
+        )
+        self.output_dense = keras.layers.Dense(
+            hidden_dim,
+            kernel_initializer=kernel_initializer(),
+            dtype=self.dtype_policy,
+            name="output",
+        )
+        self.qkv.build(input_shape)
+        self.output_dense.build(input_shape)
+        self.built = True
+
+    def _split_heads(self, x: Any, batch: Any, sequence: Any) -> list[Any]:
+        """Query, key and value, each [batch, heads, sequence, head_dim]."""
+        shape = (batch, sequence, self.num_heads, self.head_dim)
+        parts = ops.split(self.qkv(x), 3, axis=-1)
+        return [ops.transpose(ops.reshape(part, shape), (0, 2, 1, 3)) for part in parts]
+
+    def _attend(self, query: Any, key: Any, value: Any, bias: Any, training: bool | None) -> Any:
+        """Attention output [batch, sequence, heads, head_dim]; the softmax runs in float32."""
+        scores = ops.matmul(query * self.scale, ops.transpose(key, (0, 1, 3, 2)))
+        weights = self.softmax(ops.cast(scores, "float32") + bias)
+        weights = self.dropout_layer(ops.cast(weights, value.dtype), training=training)
+        return ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))
+
+    def call(self, x: Any, bias: Any, training: bool | None = None) -> Any:
+        """Args: x [batch, sequence, hidden]; bias [batch, 1, sequence, sequence]."""
+        batch, sequence, hidden_dim = ops.shape(x)[0], ops.shape(x)[1], x.shape[-1]
+        query, key, value = self._split_heads(x, batch, sequence)
+        out = self._attend(query, key, value, bias, training)
+        return self.output_dense(ops.reshape(out, (batch, sequence, hidden_dim)))
+
+    def call_with_cache(
+        self, x: Any, past: tuple[Any, Any], step: CacheStep
+    ) -> tuple[Any, tuple[Any, Any]]:
+        """Args: x [batch * sequence, hidden]; past: key and value cache. Returns both anew."""
+        query, key, value = self._split_heads(x, step.batch, step.sequence)
+        present = (
+            ops.scatter_update(past[0], step.scatter_indices, key),
+            ops.scatter_update(past[1], step.scatter_indices, value),
+        )
+        used_key, used_value = (cache[:, :, : step.total, :] for cache in present)
+        out = self._attend(query, used_key, used_value, step.attention_bias, training=False)
+        return self.output_dense(ops.reshape(out, (-1, x.shape[-1]))), present
+
+    def compute_output_shape(self, input_shape: Any, *_: Any) -> Any:
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "num_heads": self.num_heads, "dropout": self.dropout}
+
+
+class OPTDecoderLayer(keras.layers.Layer):
+    """One OPT decoder layer: norm, attention, residual; norm, feed-forward (ReLU), residual.
+
+    Args:
+        num_heads: int. The number of attention heads.
+        intermediate_dim: int. The width of the feed-forward layer.
+        dropout: float. Dropout of attention weights and of both residual branches.
+        layer_norm_epsilon: float. Added to the variance in both norms.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        intermediate_dim: int,
+        dropout: float = 0.1,
+        layer_norm_epsilon: float = 1e-5,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.num_heads = num_heads
+        self.intermediate_dim = intermediate_dim
+        self.dropout = dropout
+        self.layer_norm_epsilon = layer_norm_epsilon
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        hidden_dim, dtype = input_shape[-1], self.dtype_policy
+        epsilon = self.layer_norm_epsilon
+        self.attention_norm = keras.layers.LayerNormalization(
+            epsilon=epsilon, dtype=dtype, name="attention_norm"
+        )
+        self.attention = OPTAttention(self.num_heads, self.dropout, dtype=dtype, name="attention")
+        self.feed_forward_norm = keras.layers.LayerNormalization(
+            epsilon=epsilon, dtype=dtype, name="feed_forward_norm"
+        )
+        self.intermediate_dense = keras.layers.Dense(
+            self.intermediate_dim,
+            activation="relu",
+            kernel_initializer=kernel_initializer(),
+            dtype=dtype,
+            name="intermediate",
+        )
+        self.output_dense = keras.layers.Dense(
+            hidden_dim, kernel_initializer=kernel_initializer(), dtype=dtype, name="output"
+        )
+        self.dropout_layer = keras.layers.Dropout(self.dropout, dtype=dtype, name="dropout")
+        for layer in (self.attention_norm, self.attention, self.feed_forward_norm):
+            layer.build(input_shape)
+        self.intermediate_dense.build(input_shape)
+        self.output_dense.build((*input_shape[:-1], self.intermediate_dim))
+        self.built = True
+
+    def _feed_forward(self, x: Any) -> Any:
+        return self.output_dense(self.intermediate_dense(self.feed_forward_norm(x)))
+
+    def call(self, x: Any, bias: Any, training: bool | None = None) -> Any:
+        """Args: x [batch, sequence, hidden]; bias [batch, 1, sequence, sequence]."""
+        attended = self.attention(self.attention_norm(x), bias, training=training)
+        x = x + self.dropout_layer(attended, training=training)
+        return x + self.dropout_layer(self._feed_forward(x), training=training)
+
+    def call_with_cache(
+        self, x: Any, past: tuple[Any, Any], step: CacheStep
+    ) -> tuple[Any, tuple[Any, Any]]:
+        """Args: x [batch * sequence, hidden]; past: key and value cache. Returns both anew."""
+        attended, present = self.attention.call_with_cache(self.attention_norm(x), past, step)
+        x = x + attended
+        return x + self._feed_forward(x), present
+
+    def compute_output_shape(self, input_shape: Any, *_: Any) -> Any:
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "intermediate_dim": self.intermediate_dim,
+            "dropout": self.dropout,
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+        }
+
+
+class OPTEmbedding(keras.layers.Layer):
+    """Token embedding plus learned position embedding; the token table also gives the logits.
+
+    Args:
+        vocabulary_size: int. Rows of the token table.
+        max_sequence_length: int. Rows of the position table.
+        hidden_dim: int. Width of both.
+    """
+
+    def __init__(
+        self, vocabulary_size: int, max_sequence_length: int, hidden_dim: int, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.vocabulary_size = vocabulary_size
+        self.max_sequence_length = max_sequence_length
+        self.hidden_dim = hidden_dim
+        self.token_embedding = keras.layers.ReversibleEmbedding(
+            vocabulary_size,
+            hidden_dim,
+            tie_weights=True,
+            embeddings_initializer=kernel_initializer(),
+            dtype=self.dtype_policy,
+            name="token_embedding",
+        )
+        self.position_embedding = keras.layers.Embedding(
+            max_sequence_length,
+            hidden_dim,
+            embeddings_initializer=kernel_initializer(),
+            dtype=self.dtype_policy,
+            name="position_embedding",
+        )
+
+    def build(self, input_shape: Any) -> None:
+        self.token_embedding.build(input_shape)
+        self.position_embedding.build(input_shape)
+        self.built = True
+
+    def call(self, token_ids: Any) -> Any:
+        """Args: token_ids int [batch, sequence]. Returns [batch, sequence, hidden]."""
+        positions = ops.arange(ops.shape(token_ids)[1])
+        return self.token_embedding(token_ids) + self.position_embedding(positions)
+
+    def call_with_positions(self, token_ids: Any, positions: Any) -> Any:
+        """Args: both int [tokens]; positions past the table (padding) take its last row."""
+        positions = ops.minimum(positions, self.max_sequence_length - 1)
+        return self.token_embedding(token_ids) + self.position_embedding(positions)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return (*input_shape, self.hidden_dim)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "vocabulary_size": self.vocabulary_size,
+            "max_sequence_length": self.max_sequence_length,
+            "hidden_dim": self.hidden_dim,
+        }
+
+
+class CausalBias(keras.layers.Layer):
+    """Turns a padding mask into the attention bias of a whole sequence."""
+
+    def call(self, padding_mask: Any) -> Any:
+        """Args: padding_mask [batch, sequence]. Returns float32 [batch, 1, sequence, sequence]."""
+        positions = ops.arange(ops.shape(padding_mask)[1])
+        causal = positions[None, :] <= positions[:, None]
+        seen = ops.logical_and(causal[None], ops.cast(padding_mask, "bool")[:, None, :])
+        return ops.where(seen, 0.0, MASKED)[:, None]
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return (input_shape[0], 1, input_shape[1], input_shape[1])
+
+    def compute_output_spec(self, padding_mask: Any) -> Any:
+        return keras.KerasTensor(self.compute_output_shape(padding_mask.shape), dtype="float32")

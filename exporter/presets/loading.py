@@ -1,0 +1,98 @@
+"""Builds the Keras objects of a preset: the work behind every `from_preset`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from exporter.errors import PresetError
+from exporter.opt.backbone import OPTBackbone
+from exporter.opt.causal_lm import CausalLM, OPTCausalLM
+from exporter.opt.preprocessor import OPTCausalLMPreprocessor
+from exporter.opt.tokenizer import OPTTokenizer
+from exporter.presets.folder import PresetFolder, read_preset
+from exporter.presets.handles import resolve_preset
+
+_NOT_GIVEN = object()
+
+
+def load_backbone(
+    cls: type[OPTBackbone], preset: str, *, load_weights: bool = True, **overrides: Any
+) -> OPTBackbone:
+    """The backbone of a preset; `overrides` replace values of its configuration."""
+    return _build_backbone(cls, read_preset(resolve_preset(preset)), load_weights, overrides)
+
+
+def load_tokenizer(cls: type[OPTTokenizer], preset: str, **overrides: Any) -> OPTTokenizer:
+    """The tokenizer of a preset."""
+    return _build_tokenizer(cls, read_preset(resolve_preset(preset)), overrides)
+
+
+def load_preprocessor(
+    cls: type[OPTCausalLMPreprocessor], preset: str, **overrides: Any
+) -> OPTCausalLMPreprocessor:
+    """The preprocessor of a preset; `overrides` replace values of its configuration."""
+    return _build_preprocessor(cls, read_preset(resolve_preset(preset)), overrides)
+
+
+def load_causal_lm(
+    cls: type[CausalLM],
+    preset: str,
+    *,
+    load_weights: bool = True,
+    preprocessor: Any = _NOT_GIVEN,
+    **overrides: Any,
+) -> CausalLM:
+    """The language model of a preset. OPT is the only architecture, so `CausalLM` means it."""
+    task = OPTCausalLM if cls is CausalLM else cls
+    assert issubclass(task, OPTCausalLM)
+    folder = read_preset(resolve_preset(preset))
+    if preprocessor is _NOT_GIVEN:
+        has_tokenizer = folder.vocabulary is not None
+        preprocessor = (
+            _build_preprocessor(OPTCausalLMPreprocessor, folder, {}) if has_tokenizer else None
+        )
+    backbone = _build_backbone(OPTBackbone, folder, load_weights, overrides)
+    return task(backbone=backbone, preprocessor=preprocessor)
+
+
+def assign_weights(backbone: OPTBackbone, folder: PresetFolder) -> None:
+    """Reads a preset's weights into a backbone, one tensor at a time."""
+    variables = {variable.path: variable for variable in backbone.variables}
+    reader, targets = folder.open_weights()
+    try:
+        for target in targets:
+            variables[target.name].assign(target.read(reader))
+    finally:
+        reader.close()
+
+
+def _build_backbone(
+    cls: type[OPTBackbone], folder: PresetFolder, load_weights: bool, overrides: dict[str, Any]
+) -> OPTBackbone:
+    config = folder.config.to_dict()
+    del config["layer_norm_epsilon"]
+    arguments = {**config, "dropout": folder.dropout, "dtype": folder.dtype, **overrides}
+    backbone = cls(**arguments)
+    if load_weights:
+        assign_weights(backbone, folder)
+    return backbone
+
+
+def _build_tokenizer(
+    cls: type[OPTTokenizer], folder: PresetFolder, overrides: dict[str, Any]
+) -> OPTTokenizer:
+    if folder.vocabulary is None:
+        raise PresetError(f"{folder.folder} has no tokenizer files; make an OPTTokenizer by hand")
+    return cls(vocabulary=folder.vocabulary, merges=folder.merges, **overrides)
+
+
+def _build_preprocessor(
+    cls: type[OPTCausalLMPreprocessor], folder: PresetFolder, overrides: dict[str, Any]
+) -> OPTCausalLMPreprocessor:
+    arguments = {
+        "sequence_length": folder.sequence_length,
+        "add_start_token": folder.add_start_token,
+        "add_end_token": folder.add_end_token,
+        **overrides,
+    }
+    return cls(tokenizer=_build_tokenizer(OPTTokenizer, folder, {}), **arguments)

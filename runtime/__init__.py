@@ -1,0 +1,11 @@
+"""Serves exported OPT bundles: tokenizer, sampling and generation around ONNX Runtime.
+
+Needs numpy, tokenizers and ONNX Runtime (`pip install 'opt-onnx[cpu]'` or `'opt-onnx[gpu]'`).
+"""
+
+from runtime import samplers
+from runtime.errors import BundleError, RuntimeMissingError
+from runtime.generator import Generator
+from runtime.results import GenerationResult
+
+__all__ = ["BundleError", "GenerationResult", "Generator", "RuntimeMissingError", "samplers"]

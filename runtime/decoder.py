@@ -1,0 +1,51 @@
+"""What the generation loop asks of a model: a cache, and appending tokens to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphs.contract import ModelConfig
+
+IntArray = NDArray[np.integer[Any]]
+FloatArray = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What a model says after new tokens.
+
+    Attributes:
+        logits: float32 [batch, vocabulary], for each row's last valid new token. The array may be
+            reused by the next call: copy what is to outlive it.
+        hidden_states: float32 [batch, sequence, hidden] after the final norm, or `None` where the
+            caller did not ask for them.
+    """
+
+    logits: NDArray[np.float32]
+    hidden_states: NDArray[np.float32] | None = None
+
+
+class Cache(Protocol):
+    """The keys and values of the tokens that a model has seen, row by row."""
+
+    capacity: int
+    lengths: NDArray[np.int32]
+
+
+class Decoder(Protocol):
+    """A language model that appends tokens to a cache and scores the next one."""
+
+    config: ModelConfig
+
+    def new_cache(self, batch: int, capacity: int) -> Any:
+        """An empty cache of `batch` rows with room for `capacity` tokens each."""
+
+    def append(self, cache: Any, token_ids: IntArray, new_lengths: IntArray) -> StepOutput:
+        """Appends tokens [batch, sequence], right-padded, to the rows of a cache.
+
+        `new_lengths` [batch] says how many of each row are valid; a row may have none.
+        """

@@ -1,0 +1,59 @@
+"""What one generation gave."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """One row's outcome.
+
+    Attributes:
+        text: the text as `generate` gives it; `None` where there is no tokenizer.
+        prompt_token_ids: the prompt's tokens, with the start token.
+        token_ids: the new tokens, with the stop token where one was drawn.
+        finish_reason: `"stop"` after a stop token, `"length"` at `max_length`.
+        prefill_seconds: time of the pass over the prompts of the row's batch.
+        decode_seconds: time from then to the end of the batch.
+    """
+
+    text: str | None
+    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    prefill_seconds: float
+    decode_seconds: float
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Number of prompt tokens."""
+        return len(self.prompt_token_ids)
+
+    @property
+    def generated_tokens(self) -> int:
+        """Number of new tokens."""
+        return len(self.token_ids)
+
+    @property
+    def prefill_tokens_per_second(self) -> float:
+        """Prompt tokens of this row over the prefill time."""
+        return self.prompt_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        """New tokens of this row after the first, which prefill gives, over the decode time."""
+        return max(0, self.generated_tokens - 1) / self.decode_seconds if self.decode_seconds else 0.0
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain JSON values, speeds and counts included."""
+        return {
+            **asdict(self),
+            "prompt_tokens": self.prompt_tokens,
+            "generated_tokens": self.generated_tokens,
+            "prefill_tokens_per_second": self.prefill_tokens_per_second,
+            "decode_tokens_per_second": self.decode_tokens_per_second,
+        }
