@@ -7,7 +7,12 @@ The names below load Keras and TensorFlow when they are first used, so that impo
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
+
+# Before anything imports TensorFlow: its C++ side otherwise greets with a page of notices.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 _HOMES = {
     "CausalLM": "exporter.opt.causal_lm",

@@ -73,7 +73,9 @@ class ModelConfig:
                 if not isinstance(value, float) or not 0 < value < 1:
                     raise ValueError(f"{field.name} must be between 0 and 1, got {value!r}")
             elif not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{field.name} must be a whole number of at least 1, got {value!r}")
+                raise ValueError(
+                    f"{field.name} must be a whole number of at least 1, got {value!r}"
+                )
         if self.hidden_dim % self.num_heads:
             raise ValueError(
                 f"hidden_dim ({self.hidden_dim}) must be a multiple of num_heads ({self.num_heads})"

@@ -139,9 +139,7 @@ class OPTBackbone(keras.Model):
         return cls(**config)
 
     @classmethod
-    def from_preset(
-        cls, preset: str, load_weights: bool = True, **kwargs: Any
-    ) -> OPTBackbone:
+    def from_preset(cls, preset: str, load_weights: bool = True, **kwargs: Any) -> OPTBackbone:
         """Builds the backbone of a preset.
 
         Args:

@@ -32,7 +32,8 @@ def cached_forward(
         Logits float32 [batch, vocabulary] of each row's last valid token, hidden states float32
         [batch, sequence, hidden], and the caches with the new tokens written.
     """
-    sequence = input_ids.shape[1] or ops.shape(input_ids)[1]
+    single = input_ids.shape[1] == 1
+    sequence = 1 if single else ops.shape(input_ids)[1]
     batch = ops.shape(input_ids)[0]
     positions = past_lengths[:, None] + ops.arange(sequence, dtype="int32")[None, :]
     step = _plan_step(backbone, batch, sequence, positions, past_lengths, caches[0][0])
@@ -47,7 +48,7 @@ def cached_forward(
     x = backbone.layer_norm(x)
 
     last = x
-    if sequence != 1:  # the row's last valid token; a row without new tokens gives its first
+    if not single:  # the row's last valid token; a row without new tokens gives its first
         rows = ops.arange(batch, dtype="int32") * sequence
         last = ops.take(x, rows + ops.maximum(new_lengths - 1, 0), axis=0)
     logits = backbone.token_embedding(last, reverse=True)

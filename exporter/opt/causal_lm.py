@@ -94,7 +94,9 @@ class CausalLM(keras.Model):
         if validation_data is not None:
             parts = validation_data if isinstance(validation_data, tuple) else (validation_data,)
             validation_data = pipeline.dataset(self.preprocessor, *parts, batch_size=batch_size)
-        return super().fit(data, None, None, *args, validation_data=validation_data, **kwargs)
+        return super().fit(
+            data, None, None, *args, validation_data=validation_data, shuffle=False, **kwargs
+        )
 
     def evaluate(
         self,
@@ -121,9 +123,7 @@ class CausalLM(keras.Model):
         x, y, sample_weight = pipeline.batch(self.preprocessor, x, y, sample_weight)
         return super().train_on_batch(x, y, sample_weight, **kwargs)
 
-    def test_on_batch(
-        self, x: Any, y: Any = None, sample_weight: Any = None, **kwargs: Any
-    ) -> Any:
+    def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, **kwargs: Any) -> Any:
         """`keras.Model.test_on_batch` on strings or on token dictionaries."""
         x, y, sample_weight = pipeline.batch(self.preprocessor, x, y, sample_weight)
         return super().test_on_batch(x, y, sample_weight, **kwargs)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import tensorflow as tf
+
 from exporter.opt.keras_backend import keras
 
 ops = keras.ops
@@ -240,7 +242,11 @@ class OPTEmbedding(keras.layers.Layer):
     def call_with_positions(self, token_ids: Any, positions: Any) -> Any:
         """Args: both int [tokens]; positions past the table (padding) take its last row."""
         positions = ops.minimum(positions, self.max_sequence_length - 1)
-        return self.token_embedding(token_ids) + self.position_embedding(positions)
+        # A plain gather: Keras's own also serves negative indices, at five nodes in the graph.
+        tokens = tf.gather(ops.convert_to_tensor(self.token_embedding.embeddings), token_ids)
+        return tokens + tf.gather(
+            ops.convert_to_tensor(self.position_embedding.embeddings), positions
+        )
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return (*input_shape, self.hidden_dim)

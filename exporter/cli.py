@@ -1,0 +1,136 @@
+"""`opt-export`: a preset to a bundle, from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+
+from exporter.presets.table import BUILTIN_PRESETS
+from graphs.manifest import PRECISIONS, TARGETS
+
+USAGE_ERROR, INTERRUPTED = 2, 130
+
+EXAMPLES = """\
+examples:
+  opt-export --preset opt_tiny_en
+      the small preset that ships with this package, into ./opt_tiny_en
+  opt-export --preset opt_125m_en --output models/opt_125m
+  opt-export --preset hf://facebook/opt-125m --output models/opt_125m
+  opt-export --preset path/to/folder --output bundle --force
+Then: opt-generate opt_tiny_en "The import statement"
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    names = "\n".join(f"  {p.name:<14}{p.description}" for p in BUILTIN_PRESETS.values())
+    parser = argparse.ArgumentParser(
+        prog="opt-export",
+        description="Export an OPT model to an ONNX bundle that serves without a deep-learning "
+        "framework.",
+        epilog=f"built-in presets:\n{names}\n\n{EXAMPLES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--preset",
+        required=True,
+        metavar="NAME|HANDLE|FOLDER",
+        help="a built-in name, kaggle://user/model/framework/variation[/version], "
+        "hf://user/repository[@revision], or a folder as Keras or Hugging Face writes it",
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", help="bundle folder to make (default: ./ and the preset's name)"
+    )
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="fp32", help="of the weights (default: fp32)"
+    )
+    parser.add_argument(
+        "--target",
+        choices=TARGETS,
+        default="portable",
+        help="what the graphs are made for; portable is plain ONNX (default: portable)",
+    )
+    parser.add_argument("--force", action="store_true", help="replace a bundle that is there")
+    parser.add_argument(
+        "--verify",
+        choices=("full", "graph", "none"),
+        help="full compares logits with Keras's; graph checks graphs and hashes "
+        "(default: full up to 2 GiB of weights, else graph)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress and no summary")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns 0, 2 on an error and 130 on Ctrl-C."""
+    options = build_parser().parse_args(arguments)
+    try:
+        return _run(options)
+    except KeyboardInterrupt:
+        print("opt-export: interrupted; nothing was left behind", file=sys.stderr)
+        return INTERRUPTED
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        print(f"opt-export: {error}", file=sys.stderr)
+        return USAGE_ERROR
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Holds back what native code writes to standard error; shows it after all on an exception.
+
+    TensorFlow prints its greeting before any log level applies.
+    """
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(saved, held.read())
+            raise
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+def _run(options: argparse.Namespace) -> int:
+    with _quiet_stderr():
+        from exporter.export import export_bundle  # Keras and TensorFlow: only when there is work
+    from exporter.progress import Progress
+
+    summary = export_bundle(
+        options.preset,
+        options.output,
+        precision=options.precision,
+        target=options.target,
+        force=options.force,
+        verify=options.verify,
+        progress=Progress(quiet=options.quiet),
+    )
+    if options.quiet:
+        return 0
+    compared, verifier = "not compared (--verify full does)", ""
+    if summary.comparison is not None:
+        difference = summary.comparison.difference
+        compared = f"within {difference:.1e} of a standard deviation of Keras's"
+        peak = summary.comparison.peak_memory_bytes / 1e6
+        verifier = f"; {peak:.0f} MB in the process that tried the bundle"
+    print(f"Bundle       {summary.bundle}")
+    print(f"Size         {summary.size_bytes / 1e6:.1f} MB")
+    print(f"Time         {summary.seconds:.1f} s")
+    print(f"Peak memory  {summary.peak_memory_bytes / 1e6:.0f} MB{verifier}")
+    for phase, counts in summary.rewrites.items():
+        listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+        print(f"Rewrites     {phase}: {listed}")
+    print(f"Logits       {compared}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,249 @@
+"""The export: a preset or a live model in, a bundle out."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from exporter.binding import plan_weights, planned_bytes, write_bound_graph, write_weights
+from exporter.bundle_folder import atomic_folder, check_space, check_target
+from exporter.errors import ExportError
+from exporter.opt.causal_lm import CausalLM
+from exporter.presets.folder import PresetFolder, read_preset
+from exporter.presets.handles import resolve_preset
+from exporter.progress import Progress
+from exporter.tracing import build_weightless_backbone, trace, weight_shapes
+from exporter.verification import (
+    SMALL_ENOUGH_BYTES,
+    LogitsComparison,
+    Verify,
+    verify_graphs,
+    verify_logits,
+)
+from exporter.weights import CheckpointWeights, LiveWeights
+from graphs.contract import ModelConfig, Phase
+from graphs.manifest import (
+    PRECISIONS,
+    TARGETS,
+    FileEntry,
+    GenerationDefaults,
+    Manifest,
+)
+from graphs.passes import expected_counts, rewrite
+from runtime import samplers
+from runtime.memory import peak_memory_bytes
+from runtime.samplers import Sampler
+from runtime.tokenizer import Tokenizer
+
+WEIGHTS_FILE = "weights.bin"
+GRAPH_BYTES_PER_LAYER = 40_000  # both graphs together, generously
+PACKAGES = ("opt-onnx", "keras", "tensorflow", "tf2onnx", "onnx", "onnx-ir", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class ExportSummary:
+    """What an export did.
+
+    Attributes:
+        bundle: where the bundle is.
+        size_bytes: of all its files.
+        seconds: from start to the finished bundle.
+        peak_memory_bytes: of this process.
+        rewrites: how often each pass matched, by graph.
+        comparison: with Keras's logits; `None` if they were not compared.
+    """
+
+    bundle: Path
+    size_bytes: int
+    seconds: float
+    peak_memory_bytes: int
+    rewrites: dict[str, dict[str, int]]
+    comparison: LogitsComparison | None
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is exported: sizes, text handling and where the weights come from."""
+
+    name: str
+    config: ModelConfig
+    tokenizer: Tokenizer | None
+    max_length: int
+    sampler: Sampler
+    source: dict[str, str]
+    weights: AbstractContextManager[CheckpointWeights | LiveWeights]
+
+
+def export_bundle(
+    model: str | Path | CausalLM,
+    output: str | Path | None = None,
+    *,
+    precision: str = "fp32",
+    target: str = "portable",
+    force: bool = False,
+    verify: str | None = None,
+    progress: Progress | None = None,
+) -> ExportSummary:
+    """Exports a model into a bundle folder.
+
+    The weights stream from the checkpoint to the bundle one tensor at a time: peak memory does not
+    grow with the number of layers.
+
+    Args:
+        model: a preset (built-in name, handle or folder) or a live `OPTCausalLM`.
+        output: the folder to make; by default the preset's name in the current folder.
+        precision: `"fp32"`.
+        target: `"portable"`, plain ONNX.
+        force: whether to replace a bundle that is there.
+        verify: `"full"` compares logits with Keras's too, `"graph"` checks graphs and hashes,
+            `"none"` nothing. By default full where the weights take up to 2 GiB, else graph.
+        progress: shows phases and bytes; silent by default.
+
+    Raises:
+        PresetError: if the preset is unknown, incomplete or no OPT model.
+        CheckpointError: if its tensors do not fit; all of them are named.
+        ExportError: if the output exists, the disk is too small or verification failed.
+    """
+    started = time.perf_counter()
+    progress = progress or Progress(quiet=True)
+    _check_choice("precision", precision, PRECISIONS)
+    _check_choice("target", target, TARGETS)
+    verify_as = None if verify is None else Verify(_check_choice("verify", verify, tuple(Verify)))
+    if isinstance(model, CausalLM):
+        subject = _live_subject(model)
+    else:
+        progress.phase(f"Reading preset {model}")
+        subject = _preset_subject(str(model), read_preset(resolve_preset(model)))
+    folder = Path(output) if output is not None else Path(subject.name)
+    check_target(folder, force=force)
+
+    comparison = None
+    rewrites: dict[str, dict[str, int]] = {}
+    with subject.weights as source, _closing(progress):
+        backbone = build_weightless_backbone(subject.config)
+        extents = plan_weights(weight_shapes(backbone))
+        size = planned_bytes(extents)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        check_space(folder.parent, size + GRAPH_BYTES_PER_LAYER * subject.config.num_layers)
+        programs = {}
+        for phase in Phase:
+            progress.phase(f"Tracing the {phase} graph ({subject.config.num_layers} layers)")
+            programs[phase] = trace(backbone, phase)
+            rewrites[phase] = rewrite(programs[phase])
+            _check_rewrites(phase, rewrites[phase], subject.config)
+        with atomic_folder(folder) as temporary:
+            progress.phase("Writing weights", size)
+            weights = write_weights(source, extents, temporary / WEIGHTS_FILE, progress)
+            progress.phase("Writing graphs")
+            graphs = {
+                phase: write_bound_graph(
+                    program, extents, WEIGHTS_FILE, temporary / f"{phase}.onnx"
+                )
+                for phase, program in programs.items()
+            }
+            manifest = _manifest(subject, precision, target, graphs, weights, temporary)
+            manifest.write(temporary)
+            verify_as = verify_as or (Verify.FULL if size <= SMALL_ENOUGH_BYTES else Verify.GRAPH)
+            if verify_as is not Verify.NONE:
+                progress.phase("Verifying graphs")
+                verify_graphs(temporary)
+            if verify_as is Verify.FULL:
+                progress.phase("Comparing logits with Keras")
+                comparison = verify_logits(temporary, subject.config, source)
+            progress.phase("Finishing")
+    return ExportSummary(
+        bundle=folder,
+        size_bytes=manifest.total_bytes,
+        seconds=time.perf_counter() - started,
+        peak_memory_bytes=peak_memory_bytes(),
+        rewrites=rewrites,
+        comparison=comparison,
+    )
+
+
+def _preset_subject(name: str, preset: PresetFolder) -> _Subject:
+    tokenizer = None
+    if preset.vocabulary is not None:
+        tokenizer = Tokenizer(preset.vocabulary, preset.merges or [])
+    return _Subject(
+        name=Path(name).name,
+        config=preset.config,
+        tokenizer=tokenizer,
+        max_length=min(preset.sequence_length, preset.config.max_sequence_length),
+        sampler=samplers.get("top_k"),
+        source={"preset": Path(name).name, "format": preset.format},
+        weights=CheckpointWeights(preset),
+    )
+
+
+def _live_subject(model: CausalLM) -> _Subject:
+    positions = model.backbone.max_sequence_length
+    preprocessor = model.preprocessor
+    length = preprocessor.sequence_length if preprocessor else positions
+    return _Subject(
+        name=model.name,
+        config=model.backbone.model_config,
+        tokenizer=preprocessor.tokenizer if preprocessor else None,
+        max_length=min(length, positions),
+        sampler=model.sampler,
+        source={"preset": model.name, "format": "live"},
+        weights=LiveWeights(model.backbone),
+    )
+
+
+def _manifest(
+    subject: _Subject,
+    precision: str,
+    target: str,
+    graphs: dict[Phase, FileEntry],
+    weights: FileEntry,
+    folder: Path,
+) -> Manifest:
+    names = subject.tokenizer.save(folder) if subject.tokenizer is not None else []
+    return Manifest(
+        model=subject.config,
+        precision=precision,
+        target=target,
+        cache_dtype="float32",
+        graphs=graphs,
+        weights=weights,
+        tokenizer=tuple(FileEntry.of(folder / name) for name in names),
+        generation=GenerationDefaults(subject.max_length, samplers.serialize(subject.sampler)),
+        source=subject.source,
+        versions={name: version for name in PACKAGES if (version := _version(name))},
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+    return value
+
+
+def _check_rewrites(phase: Phase, counts: dict[str, int], config: ModelConfig) -> None:
+    expected = expected_counts(config.num_layers)
+    if counts != expected:
+        raise ExportError(
+            f"the {phase} graph was rewritten as {counts}, not as {expected}: this Keras or tf2onnx "
+            "version traces differently; install the versions that pyproject.toml names"
+        )
+
+
+@contextlib.contextmanager
+def _closing(progress: Progress) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        progress.close()

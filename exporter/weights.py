@@ -1,0 +1,85 @@
+"""Where the weights of an export come from: a checkpoint on disk, or a live Keras model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+
+from exporter.checkpoints.weight_map import BLOCK_BYTES
+from exporter.opt.backbone import OPTBackbone
+from exporter.opt.keras_backend import keras
+from exporter.presets.folder import PresetFolder
+
+
+class WeightSource(Protocol):
+    """Gives the weights of a model by their Keras paths, a piece at a time."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every weight."""
+
+    def blocks(self, name: str) -> Iterator[np.ndarray]:
+        """A weight's float32 values in consecutive runs of rows."""
+
+
+class CheckpointWeights:
+    """The weights of a preset folder; a context manager that closes the files."""
+
+    def __init__(self, folder: PresetFolder) -> None:
+        self._reader, targets = folder.open_weights()
+        self._targets = {target.name: target for target in targets}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: target.shape for name, target in self._targets.items()}
+
+    def blocks(self, name: str) -> Iterator[np.ndarray]:
+        return self._targets[name].blocks(self._reader)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._reader.close()
+
+
+class LiveWeights:
+    """The weights of a Keras backbone as they are now."""
+
+    def __init__(self, backbone: OPTBackbone) -> None:
+        self._variables = {variable.path: variable for variable in backbone.variables}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(variable.shape) for name, variable in self._variables.items()}
+
+    def blocks(self, name: str) -> Iterator[np.ndarray]:
+        values = keras.ops.convert_to_numpy(self._variables[name].value)
+        step = max(1, BLOCK_BYTES // max(1, values[:1].nbytes))
+        for start in range(0, len(values), step):
+            yield np.ascontiguousarray(values[start : start + step], np.float32)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Nothing to close."""
+
+
+def read_weight(source: WeightSource, name: str) -> np.ndarray:
+    """A whole weight, float32."""
+    blocks = list(source.blocks(name))
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)

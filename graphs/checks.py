@@ -1,0 +1,54 @@
+"""Checks that a graph is what the contract says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from graphs.contract import ModelConfig, Phase, TensorSpec, graph_inputs, graph_outputs
+
+
+class ContractError(ValueError):
+    """A graph breaks the contract."""
+
+
+def check_graph(
+    path: Path, config: ModelConfig, phase: Phase, weights_name: str, cache_dtype: str
+) -> None:
+    """Runs the ONNX checker and compares inputs, outputs and external data with the contract.
+
+    Raises:
+        ContractError: listing every difference.
+        onnx.checker.ValidationError: if the file is not valid ONNX.
+    """
+    onnx.checker.check_model(str(path), full_check=False)
+    graph = ir.load(path).graph
+    problems = _differences("input", graph.inputs, graph_inputs(config, phase, cache_dtype))
+    problems += _differences("output", graph.outputs, graph_outputs(config, phase, cache_dtype))
+    for name, value in graph.initializers.items():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and str(tensor.location) != weights_name:
+            problems.append(f"weight {name} points to {tensor.location}, not to {weights_name}")
+    if problems:
+        raise ContractError(f"{path.name} breaks the graph contract: {'; '.join(problems)}")
+
+
+def _differences(kind: str, values: list[ir.Value], specs: list[TensorSpec]) -> list[str]:
+    found = [_describe(value) for value in values]
+    expected = [(spec.name, spec.dtype, spec.shape) for spec in specs]
+    problems = [
+        f"{kind} {i} is {have}, not {want}"
+        for i, (have, want) in enumerate(zip(found, expected, strict=False))
+        if have != want
+    ]
+    if len(found) != len(expected):
+        problems.append(f"{len(found)} {kind}s, not {len(expected)}")
+    return problems
+
+
+def _describe(value: ir.Value) -> tuple[str | None, str, tuple[int | str, ...]]:
+    dtype = str(value.dtype.numpy()) if value.dtype is not None else "unknown"
+    shape = value.shape if value.shape is not None else ()
+    return value.name, dtype, tuple(d if isinstance(d, int) else str(d.value) for d in shape)

@@ -1,0 +1,48 @@
+"""Loading a bundle: its manifest and tokenizer, its files checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from graphs.contract import Phase
+from graphs.manifest import Manifest, ManifestError, read_manifest
+from runtime.errors import BundleError
+from runtime.tokenizer import MERGES_FILE, VOCABULARY_FILE, Tokenizer
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files are there and, but for the weights, unaltered."""
+
+    folder: Path
+    manifest: Manifest
+    tokenizer: Tokenizer | None
+
+    def graph_path(self, phase: Phase) -> Path:
+        """The graph file of a phase."""
+        return self.folder / self.manifest.graphs[phase].name
+
+
+def load_bundle(folder: str | Path, *, verify: bool = False) -> Bundle:
+    """Reads a bundle folder.
+
+    Args:
+        folder: the bundle.
+        verify: whether to check the hash of the weights too.
+
+    Raises:
+        BundleError: if it is no bundle, is incomplete, altered or of another contract revision.
+    """
+    folder = Path(folder)
+    try:
+        manifest = read_manifest(folder)
+        manifest.check_files(folder, weights_hash=verify)
+    except ManifestError as error:
+        raise BundleError(str(error)) from None
+    names = {entry.name for entry in manifest.tokenizer}
+    if not names:
+        return Bundle(folder, manifest, None)
+    if names != {VOCABULARY_FILE, MERGES_FILE}:
+        raise BundleError(f"{folder} has an unknown kind of tokenizer: {sorted(names)}")
+    return Bundle(folder, manifest, Tokenizer.from_folder(folder))

@@ -1,0 +1,193 @@
+"""`opt-generate`: text from a bundle, on the command line."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from runtime import samplers
+from runtime.samplers import Sampler
+
+USAGE_ERROR, INTERRUPTED = 2, 130
+
+EXAMPLES = """\
+examples:
+  opt-generate opt_tiny_en "The import statement" --max-length 60
+  opt-generate opt_tiny_en "Return a list" --sampler greedy
+  echo "If the argument is" | opt-generate opt_tiny_en --seed 1
+      standard input, when piped, is one prompt
+  opt-generate opt_tiny_en --input prompts.jsonl --output texts.jsonl
+      a line of the input is {"prompt": "..."}; one of the output adds "text", "finish_reason",
+      token counts and speeds
+Make a bundle with: opt-export --preset opt_tiny_en
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = argparse.ArgumentParser(
+        prog="opt-generate",
+        description="Write text with an exported OPT bundle. Text is printed as it comes.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("bundle", metavar="BUNDLE", help="bundle folder that opt-export made")
+    parser.add_argument("prompts", metavar="PROMPT", nargs="*", help="text to continue")
+    parser.add_argument(
+        "--max-length", type=int, metavar="N", help="tokens of prompt and answer together"
+    )
+    parser.add_argument("--sampler", choices=("greedy", "top_k"), help="default: the bundle's")
+    parser.add_argument("--k", type=int, help="tokens that top_k draws among (default: 5)")
+    parser.add_argument("--temperature", type=float, help="divides the logits (default: 1.0)")
+    parser.add_argument("--seed", type=int, help="same seed, same text")
+    parser.add_argument("--strip-prompt", action="store_true", help="print only what is new")
+    parser.add_argument(
+        "--no-stop", action="store_true", help="go on to --max-length, past the end token"
+    )
+    parser.add_argument(
+        "--input", metavar="FILE", help="prompts as JSON Lines; - is standard input"
+    )
+    parser.add_argument("--output", metavar="FILE", help="results as JSON Lines (default: printed)")
+    parser.add_argument(
+        "--batch-size", type=int, default=8, metavar="N", help="prompts at a time with --input"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    parser.add_argument("--verify", action="store_true", help="check the weights' hash first")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns 0, 2 on an error and 130 on Ctrl-C."""
+    options = build_parser().parse_args(arguments)
+    try:
+        return _run(options)
+    except KeyboardInterrupt:
+        print("\nopt-generate: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError, ImportError) as error:
+        print(f"opt-generate: {error}", file=sys.stderr)
+        return USAGE_ERROR
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.input is None and options.output is not None:
+        raise ValueError("--output goes with --input; redirect standard output otherwise")
+    if options.batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {options.batch_size}")
+    requests = _read_requests(options.input) if options.input is not None else []
+    prompts = [] if options.input is not None else _prompts(options.prompts)
+    sampler = _sampler(options)
+
+    from runtime.generator import Generator
+
+    generator = Generator.from_bundle(
+        options.bundle, device=options.device, threads=options.threads, verify=options.verify
+    )
+    generator.compile(_merged(generator.sampler, options) if sampler is None else sampler)
+    settings = {
+        "max_length": options.max_length,
+        "stop_token_ids": None if options.no_stop else "auto",
+        "strip_prompt": options.strip_prompt,
+    }
+    if options.input is None:
+        for prompt in prompts:
+            for piece in generator.stream(prompt, **settings):
+                print(piece, end="", flush=True)
+            print(flush=True)
+        return 0
+    with _output(options.output) as file:
+        for start in range(0, len(requests), options.batch_size):
+            batch = requests[start : start + options.batch_size]
+            results = generator.generate_results([r.prompt for r in batch], **settings)
+            for request, result in zip(batch, results, strict=True):
+                line = {**request.fields, **result.to_dict()}
+                print(json.dumps(line, ensure_ascii=False), file=file, flush=True)
+    return 0
+
+
+def _prompts(given: Sequence[str]) -> list[str]:
+    if given:
+        return list(given)
+    if sys.stdin is None or sys.stdin.isatty():
+        raise ValueError("no prompt: give one after BUNDLE, pipe one in, or use --input FILE")
+    return [sys.stdin.read().removesuffix("\n")]
+
+
+def _sampler(options: argparse.Namespace) -> Sampler | None:
+    """The sampler that the options name, `None` for the bundle's own."""
+    if options.sampler is None:
+        return None
+    return _with_options(options.sampler, {}, options)
+
+
+def _merged(default: Sampler, options: argparse.Namespace) -> Sampler:
+    """The bundle's own sampler with what the options change."""
+    config = samplers.serialize(default)
+    values = config["config"]
+    assert isinstance(values, dict)
+    return _with_options(str(config["class_name"]), values, options)
+
+
+def _with_options(name: str, values: dict[str, Any], options: argparse.Namespace) -> Sampler:
+    given = {key: getattr(options, key) for key in ("k", "temperature", "seed")}
+    changes = {key: value for key, value in given.items() if value is not None}
+    try:
+        return samplers.deserialize({"class_name": name, "config": {**values, **changes}})
+    except TypeError:
+        surplus = ", ".join(f"--{key}" for key in changes)
+        raise ValueError(f"the sampler {name} takes not all of {surplus}") from None
+
+
+@dataclass(frozen=True)
+class _Request:
+    prompt: str
+    fields: dict[str, Any]
+
+
+def _read_requests(path: str) -> list[_Request]:
+    text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+    requests = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
+        if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
+            raise ValueError(
+                f'{path}, line {number} must be {{"prompt": "..."}}, got {line.strip()}'
+            )
+        requests.append(_Request(value["prompt"], value))
+    return requests
+
+
+@contextlib.contextmanager
+def _output(path: str | None) -> Iterator[TextIO]:
+    """Standard output, or a file that appears when it is complete."""
+    if path is None:
+        yield sys.stdout
+        return
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            yield file
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
