@@ -141,9 +141,7 @@ def export_bundle(
             weights = write_weights(source, extents, temporary / WEIGHTS_FILE, progress)
             progress.phase("Writing graphs")
             graphs = {
-                phase: write_bound_graph(
-                    program, extents, WEIGHTS_FILE, temporary / f"{phase}.onnx"
-                )
+                phase: write_bound_graph(program, extents, WEIGHTS_FILE, temporary / f"{phase}.onnx")
                 for phase, program in programs.items()
             }
             manifest = _manifest(subject, precision, target, graphs, weights, temporary)

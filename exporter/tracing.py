@@ -64,9 +64,7 @@ def trace(backbone: OPTBackbone, phase: Phase) -> Program:
         caches = list(zip(flat[::2], flat[1::2], strict=True))
         # Without initialize_variables=False, Keras allocates every variable when the scope ends.
         with keras.StatelessScope(state_mapping=mapping, initialize_variables=False):
-            logits, hidden, presents = cached_forward(
-                backbone, ids, past_lengths, new_lengths, caches
-            )
+            logits, hidden, presents = cached_forward(backbone, ids, past_lengths, new_lengths, caches)
         results = [logits, hidden, *(tensor for present in presents for tensor in present)]
         return tuple(tf.identity(tensor, name=f"out_{i}") for i, tensor in enumerate(results))
 

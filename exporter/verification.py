@@ -126,9 +126,7 @@ def _keras_logits(config: ModelConfig, source: WeightSource, token_ids: np.ndarr
     """Logits [rows, sequence, vocabulary] by Keras's layers, one layer's weights at a time."""
     sequence = token_ids.shape[1]
     tokens = _gather_rows(source, "embeddings/token_embedding/embeddings", token_ids)
-    positions = _gather_rows(
-        source, "embeddings/position_embedding/embeddings", np.arange(sequence)
-    )
+    positions = _gather_rows(source, "embeddings/position_embedding/embeddings", np.arange(sequence))
     x = ops.convert_to_tensor(tokens + positions)
     bias = ops.convert_to_tensor(
         np.where(np.tri(sequence, dtype=bool), 0.0, MASKED).astype("float32")[None, None]

@@ -73,9 +73,7 @@ class ModelConfig:
                 if not isinstance(value, float) or not 0 < value < 1:
                     raise ValueError(f"{field.name} must be between 0 and 1, got {value!r}")
             elif not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(
-                    f"{field.name} must be a whole number of at least 1, got {value!r}"
-                )
+                raise ValueError(f"{field.name} must be a whole number of at least 1, got {value!r}")
         if self.hidden_dim % self.num_heads:
             raise ValueError(
                 f"hidden_dim ({self.hidden_dim}) must be a multiple of num_heads ({self.num_heads})"
@@ -133,9 +131,7 @@ def _sequence(phase: Phase) -> Dimension:
     return 1 if phase is Phase.DECODE else "sequence"
 
 
-def graph_inputs(
-    config: ModelConfig, phase: Phase, cache_dtype: str = "float32"
-) -> list[TensorSpec]:
+def graph_inputs(config: ModelConfig, phase: Phase, cache_dtype: str = "float32") -> list[TensorSpec]:
     """The inputs of a graph, in order.
 
     - `input_ids` int64 [batch, sequence]: the new tokens, right-padded per row.
@@ -153,9 +149,7 @@ def graph_inputs(
     return specs
 
 
-def graph_outputs(
-    config: ModelConfig, phase: Phase, cache_dtype: str = "float32"
-) -> list[TensorSpec]:
+def graph_outputs(config: ModelConfig, phase: Phase, cache_dtype: str = "float32") -> list[TensorSpec]:
     """The outputs of a graph, in order.
 
     - `logits` float32 [batch, vocabulary]: for each row's last valid new token.

@@ -183,9 +183,7 @@ def _parse(values: dict[str, Any]) -> Manifest:
     generation = GenerationDefaults(**values["generation"])
     length = generation.max_length
     if type(length) is not int or not 1 <= length <= model.max_sequence_length:
-        raise ManifestError(
-            f"generation.max_length is not within the model's positions: {length!r}"
-        )
+        raise ManifestError(f"generation.max_length is not within the model's positions: {length!r}")
     entries = {Phase(phase): FileEntry(**entry) for phase, entry in values["graphs"].items()}
     missing = sorted(set(Phase) - set(entries))
     if missing:

@@ -51,9 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--no-stop", action="store_true", help="go on to --max-length, past the end token"
     )
-    parser.add_argument(
-        "--input", metavar="FILE", help="prompts as JSON Lines; - is standard input"
-    )
+    parser.add_argument("--input", metavar="FILE", help="prompts as JSON Lines; - is standard input")
     parser.add_argument("--output", metavar="FILE", help="results as JSON Lines (default: printed)")
     parser.add_argument(
         "--batch-size", type=int, default=8, metavar="N", help="prompts at a time with --input"
@@ -166,9 +164,7 @@ def _read_requests(path: str) -> list[_Request]:
         except ValueError as error:
             raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
         if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
-            raise ValueError(
-                f'{path}, line {number} must be {{"prompt": "..."}}, got {line.strip()}'
-            )
+            raise ValueError(f'{path}, line {number} must be {{"prompt": "..."}}, got {line.strip()}')
         requests.append(_Request(value["prompt"], value))
     return requests
 

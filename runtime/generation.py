@@ -118,9 +118,7 @@ class GenerationRun:
         return dict(zip(running, (int(t) for t in token_ids), strict=True))
 
 
-def row_generators(
-    seed: int | None, prompts: Sequence[tuple[int, ...]]
-) -> list[np.random.Generator]:
+def row_generators(seed: int | None, prompts: Sequence[tuple[int, ...]]) -> list[np.random.Generator]:
     """A random generator for each row, which depends on the seed and the row's prompt only.
 
     The same prompt given several times gets a different generator each time, the first as if alone.

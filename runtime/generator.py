@@ -227,8 +227,7 @@ class Generator:
         """Checks everything that the caller gave and sets up the run."""
         if isinstance(batch, TokenBatch):
             prompts = [
-                tuple(row[:n].tolist())
-                for row, n in zip(batch.token_ids, batch.lengths, strict=True)
+                tuple(row[:n].tolist()) for row, n in zip(batch.token_ids, batch.lengths, strict=True)
             ]
             limit = self._limit(batch.token_ids.shape[1], "the length of token_ids")
         else:
@@ -300,9 +299,7 @@ class Generator:
         stops = frozenset(int(token) for token in stop_token_ids)
         size = self.config.vocabulary_size
         if any(not 0 <= token < size for token in stops):
-            raise ValueError(
-                f"stop_token_ids must be ids from 0 to {size - 1}, got {stop_token_ids}"
-            )
+            raise ValueError(f"stop_token_ids must be ids from 0 to {size - 1}, got {stop_token_ids}")
         return stops
 
     @staticmethod

@@ -46,9 +46,7 @@ class GenerationResult:
     @property
     def decode_tokens_per_second(self) -> float:
         """New tokens of this row after the first, which prefill gives, over the decode time."""
-        return (
-            max(0, self.generated_tokens - 1) / self.decode_seconds if self.decode_seconds else 0.0
-        )
+        return max(0, self.generated_tokens - 1) / self.decode_seconds if self.decode_seconds else 0.0
 
     def to_dict(self) -> dict[str, object]:
         """Plain JSON values, speeds and counts included."""

@@ -106,9 +106,7 @@ class SessionDecoder:
             )
         longest = int((cache.lengths + new_lengths).max())
         if longest > cache.capacity:
-            raise ValueError(
-                f"a row of {longest} tokens has no room in a cache of {cache.capacity}"
-            )
+            raise ValueError(f"a row of {longest} tokens has no room in a cache of {cache.capacity}")
         cache.new_lengths[:] = new_lengths
         if sequence == 1 and not hidden_states:
             cache.decode_ids[:] = token_ids
@@ -145,9 +143,7 @@ class SessionDecoder:
         for name, output in outputs.items():
             binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(output))
         for layer, pair in enumerate(cache.values):
-            for past, present, value in zip(
-                past_names(layer), present_names(layer), pair, strict=True
-            ):
+            for past, present, value in zip(past_names(layer), present_names(layer), pair, strict=True):
                 binding.bind_ortvalue_input(past, value)
                 binding.bind_ortvalue_output(present, value)
         return binding

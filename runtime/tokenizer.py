@@ -81,9 +81,7 @@ class Tokenizer:
         self._has_passing_tokens = len(full) > len(self.vocabulary)
         self._backend = tokenizers.Tokenizer(models.BPE(vocab=full, merges=pairs))
         # Two components are GPT-2's: the split pattern and the byte alphabet.
-        self._backend.pre_tokenizer = pre_tokenizers.ByteLevel(
-            add_prefix_space=False, use_regex=True
-        )
+        self._backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
         self._backend.add_special_tokens([END_TOKEN, PAD_TOKEN])
 
     @classmethod

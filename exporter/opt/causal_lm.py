@@ -116,9 +116,7 @@ class CausalLM(keras.Model):
         data = pipeline.dataset(self.preprocessor, x, batch_size=batch_size)
         return super().predict(data, None, *args, **kwargs)
 
-    def train_on_batch(
-        self, x: Any, y: Any = None, sample_weight: Any = None, **kwargs: Any
-    ) -> Any:
+    def train_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, **kwargs: Any) -> Any:
         """`keras.Model.train_on_batch` on strings or on token dictionaries."""
         x, y, sample_weight = pipeline.batch(self.preprocessor, x, y, sample_weight)
         return super().train_on_batch(x, y, sample_weight, **kwargs)

@@ -48,9 +48,7 @@ class KerasDecoder:
         """An empty cache."""
         return KerasCache(self._backbone, batch, capacity)
 
-    def append(
-        self, cache: KerasCache, token_ids: np.ndarray, new_lengths: np.ndarray
-    ) -> StepOutput:
+    def append(self, cache: KerasCache, token_ids: np.ndarray, new_lengths: np.ndarray) -> StepOutput:
         """Appends tokens; see `runtime.decoder.Decoder.append`."""
         logits, hidden_states, cache.layers = self._step(
             tf.constant(token_ids, tf.int32),

@@ -244,9 +244,7 @@ class OPTEmbedding(keras.layers.Layer):
         positions = ops.minimum(positions, self.max_sequence_length - 1)
         # A plain gather: Keras's own also serves negative indices, at five nodes in the graph.
         tokens = tf.gather(ops.convert_to_tensor(self.token_embedding.embeddings), token_ids)
-        return tokens + tf.gather(
-            ops.convert_to_tensor(self.position_embedding.embeddings), positions
-        )
+        return tokens + tf.gather(ops.convert_to_tensor(self.position_embedding.embeddings), positions)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return (*input_shape, self.hidden_dim)

@@ -60,9 +60,7 @@ def split(parts: tuple[Any, ...], fraction: float) -> tuple[tuple[Any, ...], tup
     if not 0 < fraction < 1:
         raise ValueError(f"validation_split must be between 0 and 1, got {fraction}")
     if isinstance(parts[0], tf.data.Dataset):
-        raise ValueError(
-            "validation_split needs arrays; split the dataset and pass validation_data"
-        )
+        raise ValueError("validation_split needs arrays; split the dataset and pass validation_data")
     arrays = [_arrays(part) for part in parts]
     count = len(keras.tree.flatten(arrays[0])[0])
     cut = int(count * (1 - fraction))
@@ -75,9 +73,7 @@ def split(parts: tuple[Any, ...], fraction: float) -> tuple[tuple[Any, ...], tup
 
 def _arrays(data: Any) -> Any:
     if isinstance(data, str):
-        raise ValueError(
-            "expected a list of strings or an array, got one string; wrap it in a list"
-        )
+        raise ValueError("expected a list of strings or an array, got one string; wrap it in a list")
     if isinstance(data, dict):
         return {name: _arrays(value) for name, value in data.items()}
     if isinstance(data, (list, tuple)):

@@ -44,9 +44,7 @@ class OPTCausalLMPreprocessor:
         add_end_token: bool = True,
     ) -> None:
         if not isinstance(sequence_length, int) or sequence_length < 1:
-            raise ValueError(
-                f"sequence_length must be a positive whole number: {sequence_length!r}"
-            )
+            raise ValueError(f"sequence_length must be a positive whole number: {sequence_length!r}")
         self.tokenizer = tokenizer
         self.sequence_length = sequence_length
         self.add_start_token = add_start_token

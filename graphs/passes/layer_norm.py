@@ -69,9 +69,7 @@ def _match_parts(
     centre_node, scale_node = producer(centre, "Mul"), producer(scale, "Mul")
     if x is None or beta is None or centre_node is None or scale_node is None:
         return None
-    if not any(
-        factor is scale and _is_negative_mean(other, x) for factor, other in pairs(centre_node)
-    ):
+    if not any(factor is scale and _is_negative_mean(other, x) for factor, other in pairs(centre_node)):
         return None
     for inverse, gamma_value in pairs(scale_node):
         gamma = _weight(gamma_value, weights)

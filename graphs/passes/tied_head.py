@@ -27,9 +27,7 @@ def fuse_tied_head(program: Program) -> int:
         if permutation is not None and list(permutation.as_ints()) != [1, 0]:
             continue
         gemm = ir.node("Gemm", [node.inputs[0], transpose.inputs[0]], {"transB": 1})
-        ir.convenience.replace_nodes_and_values(
-            graph, node, [node], [gemm], node.outputs, gemm.outputs
-        )
+        ir.convenience.replace_nodes_and_values(graph, node, [node], [gemm], node.outputs, gemm.outputs)
         count += 1
     remove_unused(graph)
     return count
