@@ -27,16 +27,7 @@ OPSET = 18  # the newest that tf2onnx writes
 def build_weightless_backbone(config: ModelConfig) -> OPTBackbone:
     """A backbone whose variables have shapes and no values."""
     with keras.StatelessScope(initialize_variables=False):
-        return OPTBackbone(
-            vocabulary_size=config.vocabulary_size,
-            num_layers=config.num_layers,
-            num_heads=config.num_heads,
-            hidden_dim=config.hidden_dim,
-            intermediate_dim=config.intermediate_dim,
-            dropout=0.0,
-            max_sequence_length=config.max_sequence_length,
-            dtype="float32",
-        )
+        return OPTBackbone.from_sizes(config, dropout=0.0, dtype="float32")
 
 
 def weight_shapes(backbone: OPTBackbone) -> dict[str, tuple[int, ...]]:

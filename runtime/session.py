@@ -175,6 +175,9 @@ def _session_options(threads: int | None) -> Any:
     # None leaves the choice to ONNX Runtime: one thread for each physical core.
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
+    # Packed weights are a private copy for each session; unpacked ones stay mapped from the file,
+    # which both sessions and other processes share.
+    options.add_session_config_entry("session.disable_prepacking", "1")
     return options
 
 

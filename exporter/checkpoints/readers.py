@@ -38,10 +38,10 @@ class TensorReader(Protocol):
 
 
 class SafetensorsReader:
-    """Reads one safetensors file, memory-mapped.
+    """Reads one safetensors file with plain reads.
 
-    Follows https://github.com/huggingface/safetensors#format. The library's NumPy interface copies a
-    tensor to slice it and has no bfloat16 in every version; mapping the file needs neither.
+    Follows https://github.com/huggingface/safetensors#format. The library maps the whole file, whose
+    pages then count as this process's memory; reading only what is asked for keeps that flat.
 
     Raises:
         CheckpointError: if the file is truncated or its header is not valid.
@@ -80,20 +80,25 @@ class SafetensorsReader:
                     f"{path} is truncated: tensor {name!r} ends at byte {self._data_start + end} of "
                     f"{size}; fetch the file again"
                 )
-        self._map = np.memmap(path, np.uint8, "r") if size else None
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: shape for name, (_, shape, _, _) in self._entries.items()}
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        dtype, shape, begin, end = self._entries[name]
-        assert self._map is not None
-        begin, end = begin + self._data_start, end + self._data_start
-        return self._map[begin:end].view(dtype).reshape(shape)[start:stop]
+        dtype, shape, begin, _ = self._entries[name]
+        first, last, _ = slice(start, stop).indices(shape[0]) if shape else (0, 1, 1)
+        row_items = int(np.prod(shape[1:], dtype=object))
+        values = np.fromfile(
+            self._path,
+            dtype,
+            count=max(0, last - first) * row_items,
+            offset=self._data_start + begin + first * row_items * np.dtype(dtype).itemsize,
+        )
+        return values.reshape((-1, *shape[1:])) if shape else values.reshape(())
 
     def close(self) -> None:
-        self._map = None
+        """Nothing to close: the file is open only while it is read."""
 
 
 def _entry(value: dict[str, Any]) -> tuple[Any, tuple[int, ...], int, int]:

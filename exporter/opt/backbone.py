@@ -139,6 +139,13 @@ class OPTBackbone(keras.Model):
         return cls(**config)
 
     @classmethod
+    def from_sizes(cls, config: ModelConfig, **kwargs: Any) -> OPTBackbone:
+        """A backbone of the sizes that a bundle or preset table holds; `**kwargs` come on top."""
+        sizes = config.to_dict()
+        del sizes["layer_norm_epsilon"]  # the same for every OPT model
+        return cls(**{**sizes, **kwargs})
+
+    @classmethod
     def from_preset(cls, preset: str, load_weights: bool = True, **kwargs: Any) -> OPTBackbone:
         """Builds the backbone of a preset.
 

@@ -69,10 +69,8 @@ def assign_weights(backbone: OPTBackbone, folder: PresetFolder) -> None:
 def _build_backbone(
     cls: type[OPTBackbone], folder: PresetFolder, load_weights: bool, overrides: dict[str, Any]
 ) -> OPTBackbone:
-    config = folder.config.to_dict()
-    del config["layer_norm_epsilon"]
-    arguments = {**config, "dropout": folder.dropout, "dtype": folder.dtype, **overrides}
-    backbone = cls(**arguments)
+    arguments = {"dropout": folder.dropout, "dtype": folder.dtype, **overrides}
+    backbone = cls.from_sizes(folder.config, **arguments)
     if load_weights:
         assign_weights(backbone, folder)
     return backbone

@@ -24,17 +24,9 @@ from exporter.opt.preprocessor import OPTCausalLMPreprocessor
 from exporter.opt.tokenizer import OPTTokenizer
 from exporter.presets.corpus import split_documents
 from exporter.presets.saving import save_causal_lm
+from exporter.presets.table import TINY
 
-SEQUENCE_LENGTH = 512
-VOCABULARY_SIZE = 4096
-ARCHITECTURE = {
-    "vocabulary_size": VOCABULARY_SIZE,
-    "num_layers": 4,
-    "num_heads": 4,
-    "hidden_dim": 256,
-    "intermediate_dim": 1024,
-    "max_sequence_length": SEQUENCE_LENGTH,
-}
+SEQUENCE_LENGTH = TINY.max_sequence_length
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]  # OPT's, in its order
 SAMPLE_PROMPTS = ("The import statement", "Return a list of", "If the argument is")
 
@@ -44,7 +36,7 @@ def train_tokenizer(texts: Iterable[str]) -> OPTTokenizer:
     backend = TokenizersBackend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY_SIZE,
+        vocab_size=TINY.vocabulary_size,
         special_tokens=SPECIAL_TOKENS,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -95,7 +87,7 @@ def train(output: Path, epochs: int, batch_size: int, peak_rate: float, dropout:
     steps = epochs * math.ceil(len(rows[1]) / batch_size)
     print(f"{rows[1].size} training tokens, {held_out_packed[1].size} held out, {steps} steps")
 
-    model = OPTCausalLM(OPTBackbone(**ARCHITECTURE, dropout=dropout))
+    model = OPTCausalLM(OPTBackbone.from_sizes(TINY, dropout=dropout))
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0, steps, alpha=0.02, warmup_target=peak_rate, warmup_steps=min(100, steps // 10)
     )
