@@ -62,7 +62,7 @@ def write_weights(
         for name, extent in extents.items():
             write(b"\0" * (extent.offset - position))
             for block in source.blocks(name):
-                write(memoryview(block).cast("B"))
+                write(block.data.cast("B"))
             if position != extent.offset + extent.length:
                 raise AssertionError(f"{name}: {position - extent.offset} of {extent.length} bytes")
         file.flush()

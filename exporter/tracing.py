@@ -117,4 +117,4 @@ def _as_program(
     graph.inputs.clear()
     graph.inputs.extend(ordered)
     graph.name = "opt"
-    return Program(graph_model, {value.name: value for value in weight_values})
+    return Program(graph_model, dict(zip((name for name, _ in weights), weight_values, strict=True)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -35,7 +36,7 @@ def check_graph(
         raise ContractError(f"{path.name} breaks the graph contract: {'; '.join(problems)}")
 
 
-def _differences(kind: str, values: list[ir.Value], specs: list[TensorSpec]) -> list[str]:
+def _differences(kind: str, values: Sequence[ir.Value], specs: list[TensorSpec]) -> list[str]:
     found = [_describe(value) for value in values]
     expected = [(spec.name, spec.dtype, spec.shape) for spec in specs]
     problems = [

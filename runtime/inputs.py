@@ -32,7 +32,8 @@ class TokenBatch:
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Given tokens of each row."""
-        return self.padding_mask.sum(axis=1)
+        lengths: NDArray[np.int64] = self.padding_mask.sum(axis=1)
+        return lengths
 
 
 Batch = TextBatch | TokenBatch

@@ -20,6 +20,7 @@ class CausalLM(keras.Model):
 
     backbone: OPTBackbone
     preprocessor: OPTCausalLMPreprocessor | None
+    _decoder: KerasDecoder | None
 
     @classmethod
     def from_preset(cls, preset: str, load_weights: bool = True, **kwargs: Any) -> CausalLM:
@@ -195,7 +196,7 @@ class OPTCausalLM(CausalLM):
         # === Config ===
         self.backbone = backbone
         self.preprocessor = preprocessor
-        self._decoder: KerasDecoder | None = None
+        self._decoder = None
         self.compile()
 
     def get_config(self) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class OPTAttention(keras.layers.Layer):
         self.softmax = keras.layers.Softmax(dtype="float32", name="softmax")
         self.dropout_layer = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
+    def build(self, input_shape: Any) -> None:
         hidden_dim = input_shape[-1]
         self.head_dim = hidden_dim // self.num_heads
         self.scale = self.head_dim**-0.5

@@ -79,4 +79,5 @@ def draw(
         np.searchsorted(row, generator.random() * row[-1], side="right")
         for row, generator in zip(cumulative, generators, strict=True)
     ]
-    return np.minimum(np.array(picks, np.int64), probabilities.shape[-1] - 1)
+    last = probabilities.shape[-1] - 1
+    return np.array([min(int(pick), last) for pick in picks], np.int64)

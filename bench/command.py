@@ -1,0 +1,67 @@
+"""What the commands of this package share: exit codes and where results go."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+USAGE_ERROR, INTERRUPTED = 2, 130
+
+
+def run_command(name: str, run: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
+    """Runs a command; returns 0, 2 after one sentence on an error, and 130 on Ctrl-C."""
+    try:
+        run(options)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print(f"\n{name}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    return 0
+
+
+def check_counts(options: argparse.Namespace, **least: int) -> None:
+    """Checks options that count something; `least` gives the smallest value of each.
+
+    Raises:
+        ValueError: naming the first option that is too small.
+    """
+    for name, minimum in least.items():
+        value = getattr(options, name)
+        if value is not None and value < minimum:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} must be at least {minimum}, got {value}")
+
+
+def check_output(option: str, path: str | None) -> None:
+    """Fails before the work rather than after it where a result cannot be written.
+
+    Raises:
+        ValueError: if the folder of the file is not there.
+    """
+    if path not in (None, "-") and not Path(str(path)).absolute().parent.is_dir():
+        raise ValueError(f"{option}: there is no folder {Path(str(path)).parent} to write into")
+
+
+def print_progress(text: str) -> None:
+    """Tells a person at a terminal, on standard error, what is being done."""
+    if sys.stderr.isatty():
+        print(text, file=sys.stderr, flush=True)
+
+
+def write_json(value: dict[str, Any], path: str) -> None:
+    """Writes JSON to a file, or to standard output for `-`."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    if path == "-":
+        sys.stdout.write(text)
+    else:
+        Path(path).write_text(text, encoding="utf-8")

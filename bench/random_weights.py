@@ -1,0 +1,60 @@
+"""Random weights, initialised as OPT's were, that depend on a weight's name and the seed only.
+
+So two checkpoints of one seed hold the same model in whatever format and order they are written.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from exporter.checkpoints.weight_map import BLOCK_BYTES, BoundTarget
+
+OPT_DEVIATION = 0.02  # the standard deviation that OPT was initialised with
+
+
+def value_blocks(
+    target: BoundTarget, seed: int, deviation: float = OPT_DEVIATION
+) -> Iterator[np.ndarray]:
+    """A weight's float32 values in consecutive runs of rows, of bounded size.
+
+    All are normal around 0, the scales of norms around 1.
+    """
+    generator = np.random.default_rng([seed, zlib.crc32(target.name.encode())])
+    center = 1.0 if target.name.endswith("/gamma") else 0.0
+    rows, *rest = target.shape
+    step = max(1, BLOCK_BYTES // (4 * int(np.prod(rest))))
+    for start in range(0, rows, step):
+        block = generator.standard_normal((min(step, rows - start), *rest), dtype=np.float32)
+        block *= deviation
+        block += center
+        yield block
+
+
+def file_pieces(
+    target: BoundTarget, values: Iterator[np.ndarray]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """A weight's values as the tensors of its file, each in consecutive runs of rows.
+
+    Tensors that are stored as the model has them pass through block by block; the others are put
+    together first.
+    """
+    source = target.sources[0]
+    if len(target.sources) > 1 or source.transpose or source.part_shape != target.shape:
+        yield from target.split(_joined(target.shape, values))
+        return
+    if source.skip_rows:
+        yield source.name, np.zeros((source.skip_rows, *source.shape[1:]), np.float32)
+    for block in values:
+        yield source.name, block
+
+
+def _joined(shape: tuple[int, ...], blocks: Iterator[np.ndarray]) -> np.ndarray:
+    whole = np.empty(shape, np.float32)
+    start = 0
+    for block in blocks:
+        whole[start : start + len(block)] = block
+        start += len(block)
+    return whole

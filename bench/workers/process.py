@@ -1,0 +1,155 @@
+"""The parent's side of the conversation: starts a worker and asks it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.workers.protocol import Job
+from bench.workers.systems import System
+
+REPOSITORY = Path(__file__).parents[2]
+STDERR_LINES = 20  # of a dead worker, in the error
+PATIENCE_SECONDS = 10  # for a worker to end when asked to
+# What the system before has left spinning or writing back is done by then.
+SETTLE_SECONDS = 0.25
+
+
+class WorkerError(RuntimeError):
+    """A worker died or answered with something else than what was asked for."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A worker's answer: seconds for all tokens, and the tokens, int64 [rows, new tokens]."""
+
+    seconds: float
+    token_ids: NDArray[np.int64]
+
+
+class Worker:
+    """A system in a process of its own; a context manager that ends it.
+
+    Args:
+        system: which.
+        checkpoint: folder to load.
+        threads: CPU threads to compute with.
+
+    Attributes:
+        load_seconds: from a running Python to a loaded model, imports included.
+        versions: of the system's packages.
+        peak_memory_bytes: of the process so far; `None` where it cannot be told.
+
+    Raises:
+        WorkerError: if it does not get ready, with what it wrote to standard error.
+    """
+
+    def __init__(self, system: System, checkpoint: Path, threads: int) -> None:
+        self.name = system.name
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with the worker
+        job = Job(str(checkpoint), threads, system.options)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", system.module, json.dumps(asdict(job))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=_environment(threads),
+            text=True,
+            encoding="utf-8",
+        )
+        self.peak_memory_bytes: int | None = None
+        try:
+            ready = self._receive("loading")
+            self.load_seconds = float(ready["load_seconds"])
+            self.versions: dict[str, str] = ready["versions"]
+        except BaseException:
+            self.close()
+            raise
+
+    def generate(self, prompts: NDArray[np.int64], new_tokens: int) -> Generation:
+        """Has the worker generate greedily; prompts int64 [rows, length].
+
+        Raises:
+            WorkerError: if it dies or does not give `new_tokens` tokens for each row.
+        """
+        time.sleep(SETTLE_SECONDS)
+        doing = f"generating {new_tokens} tokens after {prompts.shape[1]}"
+        request = {"token_ids": prompts.tolist(), "new_tokens": new_tokens}
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._death(doing) from None
+        answer = self._receive(doing)
+        token_ids = np.array(answer["token_ids"], np.int64)
+        if token_ids.shape != (len(prompts), new_tokens):
+            raise WorkerError(
+                f"{self.name} gave tokens of shape {token_ids.shape} when {doing} for {len(prompts)} rows"
+            )
+        return Generation(float(answer["seconds"]), token_ids)
+
+    def close(self) -> None:
+        """Ends the process."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.close()
+        except BrokenPipeError:  # it has ended already
+            pass
+        try:
+            self._process.wait(PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+        self._errors.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _receive(self, doing: str) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise self._death(doing)
+        answer: dict[str, Any] = json.loads(line)
+        self.peak_memory_bytes = answer["peak_memory_bytes"]
+        return answer
+
+    def _death(self, doing: str) -> WorkerError:
+        code = self._process.wait()
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        told = "\n".join(lines[-STDERR_LINES:]) or "nothing on standard error"
+        return WorkerError(f"{self.name} ended with exit code {code} when {doing}:\n{told}")
+
+
+def _environment(threads: int) -> dict[str, str]:
+    paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        "PYTHONSAFEPATH": "1",  # a folder of the user's named like a package must not stand in for it
+        "OMP_NUM_THREADS": str(threads),
+        "CUDA_VISIBLE_DEVICES": "-1",  # all systems on the CPU
+        "HF_HUB_OFFLINE": "1",
+    }

@@ -1,0 +1,355 @@
+"""Toy models and preset folders that the exporter's tests share.
+
+Weights are drawn with a standard deviation of 0.2 and biases and norm scales are random too: with
+Keras's own initial values an error in a bias or a norm would not show.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import exporter  # noqa: F401  (sets Keras's backend before anything imports Keras)
+from graphs.contract import ModelConfig
+
+TOY = ModelConfig(
+    vocabulary_size=288,  # a few rows more than there are tokens, as OPT has
+    num_layers=2,
+    num_heads=4,
+    hidden_dim=32,
+    intermediate_dim=64,
+    max_sequence_length=64,
+)
+SEQUENCE_LENGTH = 32
+WORDS = (" quick", " the", " fox", "import", " brown")
+
+
+def _toy_tokenizer_data():
+    from runtime.tokenizer import byte_alphabet
+
+    vocabulary = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
+    for character in byte_alphabet():
+        vocabulary[character] = len(vocabulary)
+    merges = []
+    for word in WORDS:
+        word = word.replace(" ", "Ġ")
+        for end in range(2, len(word) + 1):
+            if word[:end] not in vocabulary:
+                merges.append(f"{word[: end - 1]} {word[end - 1]}")
+                vocabulary[word[:end]] = len(vocabulary)
+    assert len(vocabulary) < TOY.vocabulary_size
+    return vocabulary, merges
+
+
+def _draw(generator, shape, is_scale):
+    return (generator.normal(0.0, 0.2, shape) + (1.0 if is_scale else 0.0)).astype("float32")
+
+
+def randomize_keras(backbone, seed=0):
+    """Gives every variable of a Keras backbone, ours or keras-hub's, new values."""
+    generator = np.random.default_rng(seed)
+    for variable in backbone.variables:
+        variable.assign(_draw(generator, variable.shape, variable.path.endswith("gamma")))
+
+
+def randomize_torch(model, seed=0):
+    """Gives every parameter of a transformers model new values."""
+    import torch
+
+    generator = np.random.default_rng(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            values = _draw(generator, tuple(parameter.shape), "norm.weight" in name)
+            parameter.copy_(torch.from_numpy(values))
+
+
+@pytest.fixture(scope="session")
+def toy_config():
+    """The sizes of all toy models."""
+    return TOY
+
+
+@pytest.fixture(scope="session")
+def toy_vocabulary():
+    """Token to id: four special tokens, all bytes, and a few words."""
+    return _toy_tokenizer_data()[0]
+
+
+@pytest.fixture(scope="session")
+def toy_merges():
+    """The merge rules of the toy vocabulary."""
+    return _toy_tokenizer_data()[1]
+
+
+@pytest.fixture(scope="session")
+def toy_tokenizer(toy_vocabulary, toy_merges):
+    """Our tokenizer over the toy vocabulary."""
+    from exporter import OPTTokenizer
+
+    return OPTTokenizer(vocabulary=toy_vocabulary, merges=toy_merges)
+
+
+def _backbone_sizes():
+    sizes = TOY.to_dict()
+    del sizes["layer_norm_epsilon"]
+    return sizes
+
+
+@pytest.fixture(scope="session")
+def backbone_sizes():
+    """The constructor's arguments of a toy backbone, ours or keras-hub's."""
+    return _backbone_sizes()
+
+
+@pytest.fixture(scope="session")
+def build_model(toy_tokenizer):
+    """Builds a toy `OPTCausalLM` of our own with random weights."""
+
+    def build(seed=0, dropout=0.0, preprocessor=True, sequence_length=SEQUENCE_LENGTH, dtype=None):
+        from exporter import OPTBackbone, OPTCausalLM, OPTCausalLMPreprocessor
+
+        backbone = OPTBackbone(**_backbone_sizes(), dropout=dropout, dtype=dtype)
+        randomize_keras(backbone, seed)
+        pre = OPTCausalLMPreprocessor(toy_tokenizer, sequence_length) if preprocessor else None
+        return OPTCausalLM(backbone=backbone, preprocessor=pre, name="toy")
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def toy_model(build_model):
+    """A toy model of our own; not to be trained or compiled anew."""
+    return build_model()
+
+
+@pytest.fixture(scope="session")
+def toy_preset(toy_model, tmp_path_factory):
+    """The preset folder that `toy_model` saves."""
+    folder = tmp_path_factory.mktemp("presets") / "toy"
+    toy_model.save_to_preset(folder)
+    return folder
+
+
+# === What keras-hub writes ===
+
+
+@pytest.fixture(scope="session")
+def keras_hub():
+    """The module."""
+    return importlib.import_module("keras_hub")
+
+
+@pytest.fixture(scope="session")
+def build_hub_model(keras_hub, toy_vocabulary, toy_merges):
+    """Builds a toy keras-hub `OPTCausalLM` with random weights."""
+
+    def build(seed=0, dropout=0.0, dtype=None):
+        models = keras_hub.models
+        tokenizer = models.OPTTokenizer(vocabulary=toy_vocabulary, merges=toy_merges)
+        preprocessor = models.OPTCausalLMPreprocessor(tokenizer, sequence_length=SEQUENCE_LENGTH)
+        backbone = models.OPTBackbone(**_backbone_sizes(), dropout=dropout, dtype=dtype)
+        randomize_keras(backbone, seed)
+        return models.OPTCausalLM(backbone=backbone, preprocessor=preprocessor)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def hub_model(build_hub_model):
+    """A toy keras-hub model; not to be trained."""
+    return build_hub_model(seed=1)
+
+
+@pytest.fixture(scope="session")
+def hub_preset(hub_model, tmp_path_factory):
+    """The preset folder that keras-hub saves of `hub_model`."""
+    folder = tmp_path_factory.mktemp("presets") / "hub"
+    hub_model.save_to_preset(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def hub_sharded_preset(hub_model, tmp_path_factory):
+    """The same in shards, of which a layer may be in two."""
+    folder = tmp_path_factory.mktemp("presets") / "hub_sharded"
+    hub_model.save_to_preset(str(folder), max_shard_size=0.00005)  # GB
+    assert len(list(folder.glob("model_*.weights.h5"))) > 2
+    assert not (folder / "model.weights.h5").exists()
+    return folder
+
+
+# === What transformers writes ===
+
+
+@pytest.fixture(scope="session")
+def transformers():
+    """The module."""
+    return importlib.import_module("transformers")
+
+
+@pytest.fixture(scope="session")
+def hf_model(transformers):
+    """A toy transformers model."""
+    config = transformers.OPTConfig(
+        vocab_size=TOY.vocabulary_size,
+        hidden_size=TOY.hidden_dim,
+        num_hidden_layers=TOY.num_layers,
+        ffn_dim=TOY.intermediate_dim,
+        num_attention_heads=TOY.num_heads,
+        max_position_embeddings=TOY.max_sequence_length,
+        word_embed_proj_dim=TOY.hidden_dim,
+    )
+    model = transformers.OPTForCausalLM(config).eval()
+    randomize_torch(model, seed=2)
+    return model
+
+
+def _save_hf(model, folder, vocabulary, merges, **options):
+    model.save_pretrained(folder, **options)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    lines = ["#version: 0.2", *merges, ""]
+    (folder / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def hf_folder(hf_model, toy_vocabulary, toy_merges, tmp_path_factory):
+    """The folder that transformers saves of `hf_model`, with a slow tokenizer's files beside it."""
+    folder = tmp_path_factory.mktemp("presets") / "hf"
+    return _save_hf(hf_model, folder, toy_vocabulary, toy_merges)
+
+
+@pytest.fixture(scope="session")
+def hf_sharded_folder(hf_model, toy_vocabulary, toy_merges, tmp_path_factory):
+    """The same in shards."""
+    folder = tmp_path_factory.mktemp("presets") / "hf_sharded"
+    _save_hf(hf_model, folder, toy_vocabulary, toy_merges, max_shard_size="30KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 2
+    return folder
+
+
+@pytest.fixture(scope="session")
+def hf_logits(hf_model):
+    """The transformers model's logits as a function of ids and mask."""
+
+    def logits(token_ids, padding_mask):
+        import torch
+
+        with torch.no_grad():
+            answer = hf_model(
+                input_ids=torch.from_numpy(np.asarray(token_ids, "int64")),
+                attention_mask=torch.from_numpy(np.asarray(padding_mask, "int64")),
+            )
+        return answer.logits.numpy()
+
+    return logits
+
+
+# === Folders without the reference implementations ===
+
+
+def write_hf_weights(folder, config, seed=3):
+    """Writes a Hugging Face folder of random tensors by hand; returns them by name."""
+    from safetensors.numpy import save_file
+
+    from exporter.checkpoints.formats import HUGGING_FACE
+    from exporter.checkpoints.weight_map import bind_names
+
+    generator = np.random.default_rng(seed)
+    tensors = {
+        source.name: _draw(generator, source.shape, source.name.endswith("norm.weight"))
+        for target in bind_names(HUGGING_FACE, config)
+        for source in target.sources
+    }
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    save_file(tensors, str(Path(folder) / "model.safetensors"))
+    values = {
+        "model_type": "opt",
+        "vocab_size": config.vocabulary_size,
+        "hidden_size": config.hidden_dim,
+        "num_hidden_layers": config.num_layers,
+        "ffn_dim": config.intermediate_dim,
+        "num_attention_heads": config.num_heads,
+        "max_position_embeddings": config.max_sequence_length,
+        "word_embed_proj_dim": config.hidden_dim,
+    }
+    Path(folder, "config.json").write_text(json.dumps(values), encoding="utf-8")
+    return tensors
+
+
+@pytest.fixture
+def plain_hf_folder(tmp_path):
+    """A Hugging Face folder without a tokenizer, written without transformers."""
+    folder = tmp_path / "plain_hf"
+    write_hf_weights(folder, TOY)
+    return folder
+
+
+# === Tokens ===
+
+
+@pytest.fixture(scope="session")
+def padded_tokens():
+    """Token ids and padding mask [3, 20] of rows of 20, 13 and 3 tokens."""
+    token_ids = np.random.default_rng(5).integers(0, TOY.vocabulary_size, (3, 20)).astype("int32")
+    padding_mask = (np.arange(20) < np.array([[20], [13], [3]])).astype("int32")
+    return {"token_ids": token_ids, "padding_mask": padding_mask}
+
+
+def greedy_tokens(next_logits, prompt, count):
+    """Greedy continuation by a function from ids [1, length] to logits [1, length, vocabulary]."""
+    ids = list(prompt)
+    for _ in range(count):
+        ids.append(int(np.argmax(next_logits(np.array([ids], "int32"))[0, -1])))
+    return ids[len(prompt) :]
+
+
+@pytest.fixture(scope="session")
+def greedy():
+    """`greedy_tokens`: the slow, plain way to decode, to compare with."""
+    return greedy_tokens
+
+
+# === Quick exports ===
+
+
+@pytest.fixture(scope="session")
+def _traced():
+    return {}
+
+
+@pytest.fixture
+def quick_tracing(monkeypatch, _traced):
+    """Exports of one size trace once: TensorFlow's and tf2onnx's part of it is kept."""
+    import onnx
+
+    from exporter import export, tracing
+
+    convert, trace = tracing._convert, tracing.trace
+
+    def trace_once(backbone, phase):
+        key = (backbone.model_config, phase)
+
+        def convert_once(function, specs):
+            if key not in _traced:
+                _traced[key] = convert(function, specs)
+            copy = onnx.ModelProto()
+            copy.CopyFrom(_traced[key])
+            return copy
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tracing, "_convert", convert_once)
+            return trace(backbone, phase)
+
+    monkeypatch.setattr(export, "trace", trace_once)
+
+
+@pytest.fixture
+def in_folder():
+    """Makes a folder the current one for a `with` block."""
+    return contextlib.chdir

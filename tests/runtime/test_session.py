@@ -1,0 +1,385 @@
+"""Sessions and the cache: Keras's own numbers, and every way to append tokens gives the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from runtime import BundleError, RuntimeMissingError, session
+from runtime.bundle import Bundle, load_bundle
+from runtime.session import BoundCache, SessionDecoder
+from tests.runtime.toy import (
+    CASES,
+    HIDDEN,
+    HIDDEN_STATES,
+    POSITIONS,
+    VOCABULARY,
+    approve,
+    edit_manifest,
+    flip_byte,
+)
+
+# Logits of the toy model have a standard deviation of about 2; float32 rounds at about 1e-6.
+TOLERANCE = 2e-5
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+
+
+def append(
+    decoder: SessionDecoder, cache: BoundCache, rows: Sequence[Sequence[int]], **options: Any
+) -> Any:
+    """Appends ragged rows, padded with a token that is not 0; copies the logits."""
+    token_ids = np.full((len(rows), max(1, *map(len, rows), 0)), 7, np.int64)
+    for i, row in enumerate(rows):
+        token_ids[i, : len(row)] = row
+    lengths = np.array([len(row) for row in rows], np.int32)
+    output = decoder.append(cache, token_ids, lengths, **options)
+    return output.logits.copy() if not options else output
+
+
+def logits_alone(decoder: SessionDecoder, tokens: Sequence[int]) -> np.ndarray:
+    """Logits after a whole prompt, in one pass over a cache of its own."""
+    return append(decoder, decoder.new_cache(1, max(1, len(tokens))), [tokens])[0]
+
+
+def random_rows(lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
+    generator = np.random.default_rng(seed)
+    return [generator.integers(0, VOCABULARY, n).tolist() for n in lengths]
+
+
+def assert_close(found: np.ndarray, wanted: np.ndarray, tolerance: float = TOLERANCE) -> None:
+    assert found.shape == wanted.shape
+    assert np.abs(found - wanted).max() <= tolerance
+
+
+# === Keras's numbers ===
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{len(case['prompt'])} tokens")
+def test_one_row_gives_the_tokens_and_logits_of_keras(decoder: SessionDecoder, case: Any) -> None:
+    prompt, continuation = case["prompt"], case["continuation"]
+    cache = decoder.new_cache(1, len(prompt) + len(continuation))
+    logits = append(decoder, cache, [prompt])
+    assert_close(logits[0], np.array(case["logits_after_prompt"]))
+    found = [int(logits[0].argmax())]
+    while len(found) < len(continuation):
+        logits = append(decoder, cache, [found[-1:]])
+        found.append(int(logits[0].argmax()))
+    assert found == continuation
+    assert_close(logits[0], np.array(case["logits_at_end"]))
+    assert cache.lengths.tolist() == [len(prompt) + len(continuation) - 1]
+
+
+def test_a_ragged_batch_gives_the_tokens_and_logits_of_keras(decoder: SessionDecoder) -> None:
+    cases = CASES[:5]
+    steps = len(cases[0]["continuation"])
+    cache = decoder.new_cache(len(cases), max(len(case["prompt"]) for case in cases) + steps)
+    logits = append(decoder, cache, [case["prompt"] for case in cases])
+    assert_close(logits, np.array([case["logits_after_prompt"] for case in cases]))
+    found = [logits.argmax(axis=1)]
+    while len(found) < steps:
+        logits = append(decoder, cache, found[-1][:, None].tolist())
+        found.append(logits.argmax(axis=1))
+    assert np.stack(found, axis=1).tolist() == [case["continuation"] for case in cases]
+    assert_close(logits, np.array([case["logits_at_end"] for case in cases]))
+
+
+def test_hidden_states_are_those_of_keras(decoder: SessionDecoder) -> None:
+    prompt, wanted = CASES[HIDDEN_STATES["case"]]["prompt"], np.array(HIDDEN_STATES["values"])
+    cache = decoder.new_cache(1, POSITIONS)
+    output = append(decoder, cache, [prompt], hidden_states=True)
+    assert output.hidden_states.shape == (1, len(prompt), HIDDEN)
+    assert output.hidden_states.dtype == np.float32
+    assert_close(output.hidden_states[0], wanted)
+
+
+def test_hidden_states_of_single_tokens_are_those_of_keras(decoder: SessionDecoder) -> None:
+    prompt, wanted = CASES[HIDDEN_STATES["case"]]["prompt"], np.array(HIDDEN_STATES["values"])
+    cache = decoder.new_cache(1, POSITIONS)
+    for token, states in zip(prompt, wanted, strict=True):
+        output = append(decoder, cache, [[token]], hidden_states=True)
+        assert output.hidden_states.shape == (1, 1, HIDDEN)
+        assert_close(output.hidden_states[0, 0], states)
+
+
+def test_hidden_states_are_left_out_unless_asked_for(decoder: SessionDecoder) -> None:
+    cache = decoder.new_cache(1, 8)
+    ones = np.ones(1, np.int32)
+    assert decoder.append(cache, np.array([[2, 5]]), 2 * ones).hidden_states is None
+    assert decoder.append(cache, np.array([[2]]), ones).hidden_states is None
+
+
+# === Several tokens after a past ===
+
+
+@pytest.mark.parametrize("pieces", [[19, 1], [1, 19], [7, 6, 7], [1] * 20, [2, 1, 10, 1, 6]])
+def test_a_prompt_in_pieces_equals_a_whole_one(decoder: SessionDecoder, pieces: list[int]) -> None:
+    (prompt,) = random_rows([20])
+    cache = decoder.new_cache(1, 24)
+    done = 0
+    for piece in pieces:
+        logits = append(decoder, cache, [prompt[done : done + piece]])
+        done += piece
+    assert_close(logits[0], logits_alone(decoder, prompt))
+    assert cache.lengths.tolist() == [20]
+
+
+def test_hidden_states_in_pieces_equal_those_of_a_whole_prompt(decoder: SessionDecoder) -> None:
+    (prompt,) = random_rows([12])
+    whole = append(decoder, decoder.new_cache(1, 12), [prompt], hidden_states=True).hidden_states
+    cache = decoder.new_cache(1, 12)
+    first = append(decoder, cache, [prompt[:5]], hidden_states=True).hidden_states
+    second = append(decoder, cache, [prompt[5:]], hidden_states=True).hidden_states
+    assert_close(np.concatenate([first, second], axis=1), whole)
+
+
+# Rows of different pasts get different numbers of new tokens, none at all among them. The last rows
+# of the table fill the cache to its end while others still have padding beyond theirs.
+RAGGED = [
+    ([3, 9, 1, 5], [[4, 2, 6, 1], [1, 7, 0, 3], [0, 1, 5, 2]], 40),
+    ([10, 2], [[2, 8]], 12),
+    ([10, 2], [[1, 8]], 12),
+    ([11, 3], [[0, 8]], 12),
+    ([6, 6, 2], [[6, 1, 9], [0, 5, 1]], 12),
+]
+
+
+@pytest.mark.parametrize(("prompts", "pieces", "capacity"), RAGGED)
+def test_ragged_pieces_equal_whole_rows(
+    decoder: SessionDecoder, prompts: list[int], pieces: list[list[int]], capacity: int
+) -> None:
+    rows = random_rows([n + sum(piece[i] for piece in pieces) for i, n in enumerate(prompts)])
+    cache = decoder.new_cache(len(rows), capacity)
+    logits = append(decoder, cache, [row[:n] for row, n in zip(rows, prompts, strict=True)])
+    done = list(prompts)
+    for piece in pieces:
+        new = [row[at : at + n] for row, at, n in zip(rows, done, piece, strict=True)]
+        logits = append(decoder, cache, new)
+        done = [at + n for at, n in zip(done, piece, strict=True)]
+        assert cache.lengths.tolist() == done
+        for i, n in enumerate(piece):
+            if n:
+                assert_close(logits[i], logits_alone(decoder, rows[i][: done[i]]))
+
+
+def test_a_row_that_waits_goes_on_where_it_was(decoder: SessionDecoder) -> None:
+    waiting, going = random_rows([9, 16])
+    cache = decoder.new_cache(2, 16)
+    append(decoder, cache, [waiting[:8], going[:8]])
+    for token in going[8:]:
+        append(decoder, cache, [[], [token]])
+    assert cache.lengths.tolist() == [8, 16]
+    logits = append(decoder, cache, [waiting[8:], []])
+    assert_close(logits[0], logits_alone(decoder, waiting))
+
+
+def test_a_full_row_may_wait(decoder: SessionDecoder) -> None:
+    full, going = random_rows([6, 6])
+    cache = decoder.new_cache(2, 6)
+    append(decoder, cache, [full, going[:4]])
+    append(decoder, cache, [[], going[4:5]])
+    logits = append(decoder, cache, [[], going[5:]])
+    assert_close(logits[1], logits_alone(decoder, going))
+
+
+# === Roll back and reorder ===
+
+
+def test_roll_back_forgets(decoder: SessionDecoder) -> None:
+    rows = random_rows([10, 7])
+    cache = decoder.new_cache(2, 12)
+    append(decoder, cache, rows)
+    cache.roll_back(np.array([4, 7], np.int32))
+    assert cache.lengths.tolist() == [4, 7]
+    other = [[11, 12, 13], [14]]
+    logits = append(decoder, cache, other)
+    assert_close(logits[0], logits_alone(decoder, rows[0][:4] + other[0]))
+    assert_close(logits[1], logits_alone(decoder, rows[1] + other[1]))
+    cache.roll_back(np.zeros(2, np.int32))
+    logits = append(decoder, cache, [rows[1], rows[0]])
+    assert_close(logits[0], logits_alone(decoder, rows[1]))
+
+
+@pytest.mark.parametrize("lengths", [[-1, 2], [4, 2], [3, 3]])
+def test_roll_back_takes_lengths_that_rows_have(decoder: SessionDecoder, lengths: list[int]) -> None:
+    cache = decoder.new_cache(2, 8)
+    append(decoder, cache, [[1, 2, 3], [4, 5]])
+    with pytest.raises(ValueError, match=r"cannot roll rows of \[3 2\] tokens back to"):
+        cache.roll_back(np.array(lengths, np.int32))
+    assert cache.lengths.tolist() == [3, 2]
+
+
+def test_reorder_copies_rows(decoder: SessionDecoder) -> None:
+    rows = random_rows([5, 9, 2])
+    cache = decoder.new_cache(3, 12)
+    append(decoder, cache, rows)
+    cache.reorder(np.array([1, 0, 1]))
+    assert cache.lengths.tolist() == [9, 5, 9]
+    logits = append(decoder, cache, [[21], [22], [23]])
+    for row, previous, token in zip(logits, (1, 0, 1), (21, 22, 23), strict=True):
+        assert_close(row, logits_alone(decoder, [*rows[previous], token]))
+
+
+# === The cache itself ===
+
+
+def test_cache_sizes(decoder: SessionDecoder) -> None:
+    cache = decoder.new_cache(3, 10)
+    assert (cache.batch, cache.capacity) == (3, 10)
+    assert [key.shape for key, _ in cache.layers] == [(3, 4, 10, 8)] * 2
+    assert {part.dtype for pair in cache.layers for part in pair} == {np.dtype("float32")}
+    assert cache.nbytes == 2 * 2 * 3 * 10 * 32 * 4 == decoder.config.cache_bytes(3, 10)
+    assert cache.lengths.tolist() == [0, 0, 0]
+
+
+def test_the_cache_is_written_in_place(decoder: SessionDecoder) -> None:
+    cache = decoder.new_cache(1, 6)
+    buffers = [part for pair in cache.layers for part in pair]
+    append(decoder, cache, [[5, 6, 7]])
+    for buffer in buffers:
+        assert np.all(np.abs(buffer[0, :, :3]).sum(axis=-1) > 0)
+        assert not buffer[0, :, 3:].any()
+    before = [buffer[0, :, :3].copy() for buffer in buffers]
+    append(decoder, cache, [[8]])
+    for buffer, old in zip(buffers, before, strict=True):
+        assert np.array_equal(buffer[0, :, :3], old)
+        assert np.all(np.abs(buffer[0, :, 3]).sum(axis=-1) > 0)
+
+
+def test_what_lies_beyond_a_row_has_no_influence(decoder: SessionDecoder) -> None:
+    (row,) = random_rows([9])
+    cache = decoder.new_cache(1, 16)
+    append(decoder, cache, [row[:5]])
+    for pair in cache.layers:
+        for buffer in pair:
+            buffer[:, :, 5:] = 1e6
+    assert_close(append(decoder, cache, [row[5:]])[0], logits_alone(decoder, row))
+
+
+def test_two_caches_of_one_decoder_do_not_meet(decoder: SessionDecoder) -> None:
+    rows = random_rows([6, 6])
+    caches = [decoder.new_cache(1, 6) for _ in rows]
+    for i in range(6):
+        logits = [
+            append(decoder, cache, [row[i : i + 1]]) for cache, row in zip(caches, rows, strict=True)
+        ]
+    for found, row in zip(logits, rows, strict=True):
+        assert_close(found[0], logits_alone(decoder, row))
+
+
+# === Errors ===
+
+
+def test_capacity_is_checked(decoder: SessionDecoder) -> None:
+    cache = decoder.new_cache(2, 4)
+    with pytest.raises(ValueError, match="a row of 5 tokens has no room in a cache of 4"):
+        append(decoder, cache, [[1, 2, 3, 4, 5], [1]])
+    append(decoder, cache, [[1, 2, 3, 4], [1]])
+    with pytest.raises(ValueError, match="a row of 5 tokens has no room in a cache of 4"):
+        append(decoder, cache, [[1], [1]])
+    assert cache.lengths.tolist() == [4, 1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "lengths"), [(1, 1), (3, 3), (2, 1), (2, 3)], ids=lambda value: f"{value}"
+)
+def test_rows_must_be_those_of_the_cache(decoder: SessionDecoder, rows: int, lengths: int) -> None:
+    cache = decoder.new_cache(2, 4)
+    message = rf"a cache of 2 rows got {rows} rows and \({lengths},\) lengths"
+    with pytest.raises(ValueError, match=message):
+        decoder.append(cache, np.ones((rows, 1), np.int64), np.ones(lengths, np.int32))
+    assert cache.lengths.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("lengths", [[3, 1], [1, -1]])
+def test_lengths_must_be_within_the_new_tokens(decoder: SessionDecoder, lengths: list[int]) -> None:
+    cache = decoder.new_cache(2, 8)
+    append(decoder, cache, [[1, 2], [3, 4]])
+    with pytest.raises(ValueError, match="new_lengths"):
+        decoder.append(cache, np.ones((2, 2), np.int64), np.array(lengths, np.int32))
+    assert cache.lengths.tolist() == [2, 2]
+
+
+def test_unknown_device(bundle: Bundle) -> None:
+    with pytest.raises(ValueError, match="device must be one of auto, cpu, cuda; got 'tpu'"):
+        SessionDecoder(bundle, device="tpu")
+
+
+def test_missing_device(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session.ort, "get_available_providers", lambda: [CPU])
+    with pytest.raises(RuntimeMissingError, match=r"device='cuda' needs .*CUDA.*opt-onnx\[gpu\]"):
+        SessionDecoder(bundle, device="cuda")
+    assert SessionDecoder(bundle, device="auto", threads=1).device == "cpu"
+
+
+class FallenBackSession:
+    """What ONNX Runtime gives where CUDA is installed and does not start: a session on the CPU."""
+
+    def __init__(self, path: str, options: object, providers: list[str]) -> None:
+        self.asked = providers
+
+    def get_providers(self) -> list[str]:
+        return [CPU]
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_a_silent_fall_back_is_an_error(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    monkeypatch.setattr(session.ort, "get_available_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr(session.ort, "InferenceSession", FallenBackSession)
+    with pytest.raises(RuntimeMissingError, match=f"could not start {CUDA} and fell back to {CPU}"):
+        SessionDecoder(bundle, device=device)
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_logits_of_keras(bundle: Bundle) -> None:
+    decoder = SessionDecoder(bundle, device="cuda")
+    for case in CASES:
+        found = logits_alone(decoder, case["prompt"])
+        assert_close(found, np.array(case["logits_after_prompt"]), tolerance=5e-3)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.0, True, "2"])
+def test_bad_thread_counts(bundle: Bundle, threads: Any) -> None:
+    message = "threads must be a whole number of at least 1 or None, got"
+    with pytest.raises(ValueError, match=message):
+        SessionDecoder(bundle, device="cpu", threads=threads)
+
+
+@pytest.mark.parametrize("threads", [None, 1, 2])
+def test_threads_change_no_tokens(bundle: Bundle, threads: int | None) -> None:
+    decoder = SessionDecoder(bundle, device="cpu", threads=threads)
+    found = logits_alone(decoder, CASES[3]["prompt"])
+    assert_close(found, np.array(CASES[3]["logits_after_prompt"]))
+
+
+def test_a_graph_that_cannot_be_loaded(toy_bundle_copy: Path) -> None:
+    graph = toy_bundle_copy / "decode.onnx"
+    graph.write_bytes(b"not a graph")
+    approve(toy_bundle_copy, graph.name)
+    with pytest.raises(BundleError, match=r"ONNX Runtime cannot load .*decode\.onnx"):
+        SessionDecoder(load_bundle(toy_bundle_copy), device="cpu")
+
+
+def test_both_graphs_read_the_weights_file_of_the_bundle(toy_bundle_copy: Path) -> None:
+    """Another weight changes what both graphs say, so neither has weights of its own."""
+    (row,) = random_rows([3])
+    before = logits_alone(SessionDecoder(load_bundle(toy_bundle_copy), threads=1), row)
+    weights = toy_bundle_copy / "weights.bin"
+    flip_byte(weights, 4 * HIDDEN * row[0] + 3)  # the sign and exponent of an embedding
+    decoder = SessionDecoder(load_bundle(toy_bundle_copy), device="cpu", threads=1)
+    assert np.abs(logits_alone(decoder, row) - before).max() > 1e-2
+    cache = decoder.new_cache(1, 3)
+    for token in row:
+        logits = append(decoder, cache, [[token]])
+    assert np.abs(logits[0] - before).max() > 1e-2
+
+
+def test_another_cache_dtype_is_refused(toy_bundle_copy: Path) -> None:
+    edit_manifest(toy_bundle_copy, lambda values: values.update(cache_dtype="float16"))
+    with pytest.raises(BundleError, match="cache_dtype must be one of"):
+        load_bundle(toy_bundle_copy)
