@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.measure import Spread, random_prompts, time_generation
+from bench.measure import Spread, check_room, random_prompts, time_generation
 from bench.system import Hardware, describe_hardware, describe_versions
 from graphs.manifest import Manifest
 from runtime.bundle import load_bundle
@@ -117,7 +117,7 @@ def measure_bundle(
 
     started = time.perf_counter()
     bundle = load_bundle(folder)
-    _check_room(bundle.manifest, settings)
+    check_room(bundle.manifest.model, settings.prompt_tokens, settings.new_tokens)
     decoder = SessionDecoder(bundle, device=settings.device, threads=settings.threads)
     load_seconds = time.perf_counter() - started
     prompt = _prompts(np.random.default_rng(settings.seed), decoder, 1, settings)
@@ -137,15 +137,6 @@ def measure_bundle(
         versions=describe_versions(PACKAGES),
         hardware=describe_hardware(),
     )
-
-
-def _check_room(manifest: Manifest, settings: Settings) -> None:
-    positions = manifest.model.max_sequence_length
-    if settings.prompt_tokens + settings.new_tokens > positions:
-        raise ValueError(
-            f"{settings.prompt_tokens} prompt tokens and {settings.new_tokens} new ones are more than "
-            f"the model's {positions} positions; lower --prompt-tokens or --new-tokens"
-        )
 
 
 def _prompts(generator: np.random.Generator, decoder: Decoder, rows: int, settings: Settings) -> Any:

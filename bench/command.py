@@ -13,7 +13,9 @@ from typing import Any
 USAGE_ERROR, INTERRUPTED = 2, 130
 
 
-def run_command(name: str, run: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
+def run_command(
+    name: str, run: Callable[[argparse.Namespace], None], options: argparse.Namespace
+) -> int:
     """Runs a command; returns 0, 2 after one sentence on an error, and 130 on Ctrl-C."""
     try:
         run(options)

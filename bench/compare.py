@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bench.checkpoint_set import make_checkpoints, open_checkpoints
+from bench.checkpoint_set import BUNDLE, export_bundle, find_checkpoints, make_checkpoints
 from bench.command import check_counts, check_output, print_progress, run_command, write_json
 from bench.comparison import Comparison, Settings, compare
-from bench.measure import Spread
+from bench.comparison_table import format_comparison
+from bench.measure import check_room
 from bench.shapes import SHAPES
-from bench.system import Hardware, describe_hardware
+from bench.system import describe_hardware
 from bench.workers.process import Worker
 from bench.workers.systems import SYSTEMS, System
 
@@ -83,9 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    check_counts(
-        options, layers=1, prompt_tokens=1, new_tokens=2, batch=1, trials=1, threads=1, seed=0
-    )
+    check_counts(options, layers=1, prompt_tokens=1, new_tokens=2, batch=1, trials=1, threads=1, seed=0)
     if options.layers is not None and options.shape is None:
         raise ValueError("--layers goes with --shape")
     if options.bundle is not None and not Path(options.bundle).is_dir():
@@ -108,6 +107,7 @@ def _run(options: argparse.Namespace) -> None:
         if options.shape is not None:
             config = SHAPES[options.shape]
             config = replace(config, num_layers=options.layers or config.num_layers)
+            check_room(config, settings.prompt_tokens, settings.new_tokens)
             make_checkpoints(config, folder, kinds, options.seed, progress=print_progress)
         comparison = run_systems(systems, folder, bundle, settings)
     hardware = describe_hardware()
@@ -146,13 +146,11 @@ def run_systems(
         settings: what to measure.
     """
     kinds = {system.checkpoint for system in systems}
-    checkpoints = open_checkpoints(folder, kinds, bundle, progress=print_progress)
-    positions = checkpoints.config.max_sequence_length
-    if settings.prompt_tokens + settings.new_tokens > positions:
-        raise ValueError(
-            f"{settings.prompt_tokens} prompt tokens and {settings.new_tokens} new ones are more than "
-            f"the model's {positions} positions; lower --prompt-tokens or --new-tokens"
-        )
+    checkpoints = find_checkpoints(folder, kinds, bundle)
+    check_room(checkpoints.config, settings.prompt_tokens, settings.new_tokens)
+    if BUNDLE in kinds and not bundle.exists():
+        print_progress("exporting a bundle")
+        export_bundle(checkpoints, bundle)
     with contextlib.ExitStack() as stack:
         workers = []
         for system in systems:
@@ -160,68 +158,6 @@ def run_systems(
             worker = Worker(system, checkpoints.folders[system.checkpoint], settings.threads)
             workers.append(stack.enter_context(worker))
         return compare(workers, checkpoints.config, settings, print_progress)
-
-
-def format_comparison(comparison: Comparison, hardware: Hardware) -> str:
-    """The comparison as Markdown."""
-    config, settings, base = comparison.config, comparison.settings, comparison.baseline
-    rows = [
-        [
-            "system",
-            "prefill ms",
-            "decode ms/token",
-            "whole s",
-            "first call s",
-            "load s",
-            "peak MB",
-            "same tokens",
-        ]
-    ]
-    for system in comparison.systems:
-        peak = system.peak_memory_bytes
-        rows.append(
-            [
-                system.name,
-                _cell(system.prefill_ms, base.prefill_ms, 1),
-                _cell(system.decode_ms_per_token, base.decode_ms_per_token, 2),
-                _cell(system.whole_seconds, base.whole_seconds, 3),
-                f"{system.first_call_seconds:.2f}",
-                f"{system.load_seconds:.2f}",
-                "?" if peak is None else f"{peak / 1e6:.0f}",
-                f"{system.agreement(base):.1%}",
-            ]
-        )
-    lines = [
-        f"{config.num_parameters:,} random parameters ({config.num_layers} layers, hidden "
-        f"{config.hidden_dim}, vocabulary {config.vocabulary_size}), float32; batch {settings.batch}, "
-        f"{settings.prompt_tokens} prompt tokens, {settings.new_tokens} new tokens, "
-        f"{settings.threads} threads, {settings.trials} interleaved trials, seed {settings.seed}.",
-        "",
-        *_table(rows),
-        "",
-        f"Medians (minimum to maximum), × the median of {base.name}. {hardware}.",
-        "",
-    ]
-    for system in comparison.systems:
-        versions = ", ".join(f"{name} {version}" for name, version in system.versions.items())
-        lines.append(f"- {system.name}: {versions}")
-    return "\n".join(lines)
-
-
-def _cell(spread: Spread, base: Spread, digits: int) -> str:
-    values = (spread.median, spread.minimum, spread.maximum)
-    median, least, most = (f"{value:.{digits}f}" for value in values)
-    return f"{median} ({least} to {most}), {spread.median / base.median:.2f}×"
-
-
-def _table(rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines = []
-    for row in [rows[0], rule, *rows[1:]]:
-        cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
 
 
 if __name__ == "__main__":

@@ -9,26 +9,31 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import h5py
 import numpy as np
 
+from bench.checkpoint_files import (
+    SAFETENSORS_NAMES,
+    hugging_face_config,
+    keras_config,
+    write_h5,
+    write_safetensors,
+)
 from bench.command import check_counts, run_command
 from bench.random_weights import OPT_DEVIATION, file_pieces, value_blocks
 from bench.shapes import SHAPES
 from exporter.bundle_folder import atomic_folder, check_space
 from exporter.checkpoints.formats import HUGGING_FACE, KERAS_PRESET
-from exporter.checkpoints.weight_map import BoundTarget, WeightMap, bind_names
+from exporter.checkpoints.weight_map import WeightMap, bind_names
 from exporter.progress import Progress
 from graphs.contract import ModelConfig
 
 HUGGING_FACE_FORMAT, KERAS_FORMAT = "huggingface", "keras"
 FORMATS: dict[str, WeightMap] = {HUGGING_FACE_FORMAT: HUGGING_FACE, KERAS_FORMAT: KERAS_PRESET}
-DTYPES = {"float32": "F32", "float16": "F16"}  # NumPy's name: safetensors' name
+DTYPES = tuple(SAFETENSORS_NAMES)
 
 EXAMPLES = """\
 examples:
@@ -102,7 +107,7 @@ def write_checkpoint(
         format: `"huggingface"` or `"keras"`.
         dtype: of the stored weights, `"float32"` or `"float16"`.
         seed: same seed and sizes, same weights.
-        deviation: standard deviation of the weights. OPT's own makes models of a few dozen channels
+        deviation: standard deviation of the matrices. OPT's own makes models of a few dozen channels
             repeat their last token.
         progress: shows bytes; silent by default.
 
@@ -115,7 +120,8 @@ def write_checkpoint(
         raise ValueError(f"{folder} exists and is not an empty folder; choose another --output")
     targets = bind_names(FORMATS[format], config)
     itemsize = np.dtype(dtype).itemsize
-    size = config.num_parameters * itemsize
+    sources = (source for target in targets for source in target.sources)
+    size = sum(int(np.prod(source.shape)) for source in sources) * itemsize
     folder.parent.mkdir(parents=True, exist_ok=True)
     check_space(folder.parent, size)
     progress.phase("Writing weights", size)
@@ -130,109 +136,14 @@ def write_checkpoint(
         with atomic_folder(folder) as temporary:
             if format == HUGGING_FACE_FORMAT:
                 config_json = hugging_face_config(config, dtype)
-                _write_safetensors(temporary / "model.safetensors", targets, dtype, pieces())
+                write_safetensors(temporary / "model.safetensors", targets, dtype, pieces())
             else:
                 config_json = keras_config(config)
-                _write_h5(temporary / "model.weights.h5", targets, dtype, pieces())
+                write_h5(temporary / "model.weights.h5", targets, dtype, pieces())
             text = json.dumps(config_json, indent=2) + "\n"
             (temporary / "config.json").write_text(text, encoding="utf-8")
     finally:
         progress.close()
-
-
-def hugging_face_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
-    """`config.json` of transformers' `OPTForCausalLM`."""
-    return {
-        "architectures": ["OPTForCausalLM"],
-        "model_type": "opt",
-        "vocab_size": config.vocabulary_size,
-        "hidden_size": config.hidden_dim,
-        "word_embed_proj_dim": config.hidden_dim,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "ffn_dim": config.intermediate_dim,
-        "max_position_embeddings": config.max_sequence_length,
-        "activation_function": "relu",
-        "do_layer_norm_before": True,
-        "dropout": 0.1,
-        "attention_dropout": 0.0,
-        "layerdrop": 0.0,
-        "tie_word_embeddings": True,
-        "use_cache": True,
-        "bos_token_id": 2,
-        "eos_token_id": 2,
-        "pad_token_id": 1,
-        "dtype": dtype,
-    }
-
-
-def keras_config(config: ModelConfig) -> dict[str, Any]:
-    """`config.json` of a keras-hub preset."""
-    policy = {
-        "module": "keras",
-        "class_name": "DTypePolicy",
-        "config": {"name": "float32"},  # of the computation; weights are cast to it when loaded
-        "registered_name": None,
-    }
-    sizes = config.to_dict()
-    del sizes["layer_norm_epsilon"]  # keras-hub's is fixed
-    return {
-        "module": "keras_hub.src.models.opt.opt_backbone",
-        "class_name": "OPTBackbone",
-        "config": {
-            "name": "opt_backbone",
-            "trainable": True,
-            "dtype": policy,
-            **sizes,
-            "dropout": 0.1,
-        },
-        "registered_name": "keras_hub>OPTBackbone",
-    }
-
-
-def _write_safetensors(
-    path: Path,
-    targets: Iterable[BoundTarget],
-    dtype: str,
-    pieces: Iterable[tuple[str, np.ndarray]],
-) -> None:
-    """The header first, from the shapes alone, then the values in the same order.
-
-    Follows https://github.com/huggingface/safetensors#format.
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for source in (source for target in targets for source in target.sources):
-        begin, end = end, end + int(np.prod(source.shape)) * np.dtype(dtype).itemsize
-        header[source.name] = {
-            "dtype": DTYPES[dtype],
-            "shape": source.shape,
-            "data_offsets": [begin, end],
-        }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # values begin aligned
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name, values in pieces:
-            assert file.tell() - 8 - len(text) < header[name]["data_offsets"][1], name
-            file.write(np.ascontiguousarray(values).data)
-
-
-def _write_h5(
-    path: Path,
-    targets: Iterable[BoundTarget],
-    dtype: str,
-    pieces: Iterable[tuple[str, np.ndarray]],
-) -> None:
-    with h5py.File(path, "w") as file:
-        written: dict[str, int] = {}
-        for source in (source for target in targets for source in target.sources):
-            file.create_dataset(source.name, source.shape, dtype)
-            written[source.name] = 0
-        for name, values in pieces:
-            start = written[name]
-            file[name][start : start + len(values)] = values
-            written[name] = start + len(values)
 
 
 if __name__ == "__main__":

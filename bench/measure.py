@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from graphs.contract import ModelConfig
 from runtime.decoder import Decoder
 
 
@@ -64,6 +65,16 @@ def time_generation(decoder: Decoder, prompts: NDArray[np.int64], new_tokens: in
         marks.append(time.perf_counter())
     prefill, *steps = np.diff(marks).tolist()
     return TimedRun(prefill, tuple(steps), token_ids)
+
+
+def check_room(config: ModelConfig, prompt_tokens: int, new_tokens: int) -> None:
+    """Raises `ValueError` where a row would have more tokens than the model has positions."""
+    positions = config.max_sequence_length
+    if prompt_tokens + new_tokens > positions:
+        raise ValueError(
+            f"{prompt_tokens} prompt tokens and {new_tokens} new ones are more than the model's "
+            f"{positions} positions; lower --prompt-tokens or --new-tokens"
+        )
 
 
 def random_prompts(

@@ -12,7 +12,8 @@ import numpy as np
 
 from exporter.checkpoints.weight_map import BLOCK_BYTES, BoundTarget
 
-OPT_DEVIATION = 0.02  # the standard deviation that OPT was initialised with
+OPT_DEVIATION = 0.02  # the standard deviation that OPT's matrices were initialised with
+VECTOR_DEVIATION = 0.02  # zeros and ones would hide a mistake in a bias or a norm
 
 
 def value_blocks(
@@ -20,7 +21,7 @@ def value_blocks(
 ) -> Iterator[np.ndarray]:
     """A weight's float32 values in consecutive runs of rows, of bounded size.
 
-    All are normal around 0, the scales of norms around 1.
+    All are normal around 0, the scales of norms around 1. `deviation` is that of matrices.
     """
     generator = np.random.default_rng([seed, zlib.crc32(target.name.encode())])
     center = 1.0 if target.name.endswith("/gamma") else 0.0
@@ -28,14 +29,12 @@ def value_blocks(
     step = max(1, BLOCK_BYTES // (4 * int(np.prod(rest))))
     for start in range(0, rows, step):
         block = generator.standard_normal((min(step, rows - start), *rest), dtype=np.float32)
-        block *= deviation
+        block *= deviation if rest else VECTOR_DEVIATION
         block += center
         yield block
 
 
-def file_pieces(
-    target: BoundTarget, values: Iterator[np.ndarray]
-) -> Iterator[tuple[str, np.ndarray]]:
+def file_pieces(target: BoundTarget, values: Iterator[np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
     """A weight's values as the tensors of its file, each in consecutive runs of rows.
 
     Tensors that are stored as the model has them pass through block by block; the others are put

@@ -180,6 +180,13 @@ def _preset_subject(name: str, preset: PresetFolder) -> _Subject:
 
 
 def _live_subject(model: CausalLM) -> _Subject:
+    try:
+        sampler = samplers.deserialize(samplers.serialize(model.sampler))
+    except ValueError as error:
+        raise ExportError(
+            f"a bundle cannot hold this model's sampler: {error}. Compile the model with a built-in one "
+            "before exporting, and the loaded generator with your own"
+        ) from None
     positions = model.backbone.max_sequence_length
     preprocessor = model.preprocessor
     length = preprocessor.sequence_length if preprocessor else positions
@@ -188,7 +195,7 @@ def _live_subject(model: CausalLM) -> _Subject:
         config=model.backbone.model_config,
         tokenizer=preprocessor.tokenizer if preprocessor else None,
         max_length=min(length, positions),
-        sampler=model.sampler,
+        sampler=sampler,
         source={"preset": model.name, "format": "live"},
         weights=LiveWeights(model.backbone),
     )

@@ -1,7 +1,7 @@
 """keras-hub on TensorFlow: `OPTCausalLM.generate` of a preset folder.
 
-`jit_compile` is Keras's own choice unless the job's options give one: on machines without a GPU, Keras 3.15
-chooses a TensorFlow graph without XLA. Either way each new length of input is traced or compiled anew.
+`jit_compile` is Keras's own choice unless the job's options give one: on machines without a GPU,
+Keras 3.15 chooses a TensorFlow graph without XLA. Each new length of input is traced anew either way.
 """
 
 from __future__ import annotations

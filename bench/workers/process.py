@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -64,7 +65,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=_environment(threads),
+            env=_worker_environment(threads),
             text=True,
             encoding="utf-8",
         )
@@ -96,17 +97,17 @@ class Worker:
         token_ids = np.array(answer["token_ids"], np.int64)
         if token_ids.shape != (len(prompts), new_tokens):
             raise WorkerError(
-                f"{self.name} gave tokens of shape {token_ids.shape} when {doing} for {len(prompts)} rows"
+                f"{self.name} gave tokens of shape {token_ids.shape} when {doing} for "
+                f"{len(prompts)} rows"
             )
         return Generation(float(answer["seconds"]), token_ids)
 
     def close(self) -> None:
         """Ends the process."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        try:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended already
             self._process.stdin.close()
-        except BrokenPipeError:  # it has ended already
-            pass
         try:
             self._process.wait(PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
@@ -129,7 +130,7 @@ class Worker:
     def _receive(self, doing: str) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        if not line:
+        if not line.endswith("\n"):
             raise self._death(doing)
         answer: dict[str, Any] = json.loads(line)
         self.peak_memory_bytes = answer["peak_memory_bytes"]
@@ -140,15 +141,23 @@ class Worker:
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
         told = "\n".join(lines[-STDERR_LINES:]) or "nothing on standard error"
-        return WorkerError(f"{self.name} ended with exit code {code} when {doing}:\n{told}")
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        return WorkerError(f"{self.name} {how} when {doing}:\n{told}")
 
 
-def _environment(threads: int) -> dict[str, str]:
+def module_environment() -> dict[str, str]:
+    """Environment variables with which `python -m` finds this project's modules from any folder."""
     paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-        "PYTHONSAFEPATH": "1",  # a folder of the user's named like a package must not stand in for it
+        "PYTHONSAFEPATH": "1",  # nothing in the current folder stands in for a package
+    }
+
+
+def _worker_environment(threads: int) -> dict[str, str]:
+    return {
+        **module_environment(),
         "OMP_NUM_THREADS": str(threads),
         "CUDA_VISIBLE_DEVICES": "-1",  # all systems on the CPU
         "HF_HUB_OFFLINE": "1",

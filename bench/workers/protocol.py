@@ -1,10 +1,11 @@
 """The worker's side of the conversation with `bench.compare`: one JSON object a line.
 
-A worker is started with a `Job` as its argument. It loads the model and writes a line with `load_seconds`,
-`versions` and `peak_memory_bytes`. For each line `{"token_ids": [rows, length], "new_tokens": N}` on
-standard input it then generates exactly N tokens for each row, greedily, and answers with `seconds`,
-`token_ids` [rows, N] and `peak_memory_bytes`. It waits for the next line without using the CPU, and ends
-when its input does. Anything that goes wrong is a traceback on standard error and the end of the process.
+A worker is started with a `Job` as its argument. It loads the model and writes a line with
+`load_seconds`, `versions` and `peak_memory_bytes`. For each line
+`{"token_ids": [rows, length], "new_tokens": N}` on standard input it then generates exactly N tokens
+for each row, greedily, and answers with `seconds`, `token_ids` [rows, N] and `peak_memory_bytes`. It
+waits for the next line without using the CPU, and ends when its input does. Anything that goes wrong
+is a traceback on standard error and the end of the process.
 
 Standard library only.
 """

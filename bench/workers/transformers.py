@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from bench.workers.protocol import Generate, Job, serve
 
 
 def load(job: Job) -> Generate:
     """See `bench.workers.protocol.serve`."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import OPTForCausalLM
 
     torch.set_num_threads(job.threads)
     torch.set_num_interop_threads(job.threads)
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = OPTForCausalLM.from_pretrained(
         job.checkpoint, dtype=torch.float32, local_files_only=True
     )
     model.eval()

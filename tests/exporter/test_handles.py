@@ -60,7 +60,7 @@ def test_an_unknown_name_lists_the_known_ones_and_the_forms():
         assert form in message
 
 
-@pytest.mark.parametrize("preset", ["", "no/such/folder", "opt_125M_en", "http://host/opt"])
+@pytest.mark.parametrize("preset", ["no/such/folder", "opt_125M_en", "http://host/opt"])
 def test_what_is_neither_a_name_nor_a_folder(tmp_path, monkeypatch, preset):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(PresetError) as raised:
@@ -124,7 +124,6 @@ def test_a_kaggle_model_is_downloaded(tmp_path, kaggle, preset, handle):
         "kaggle://me//keras/mine",
         "kaggle:///opt/keras/mine",
         "kaggle://me/opt/keras/mine/",
-        "kaggle://me/opt/keras/mine/latest",
     ],
 )
 def test_a_bad_kaggle_handle_is_refused_before_any_download(kaggle, preset):

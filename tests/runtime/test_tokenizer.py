@@ -17,7 +17,25 @@ ALPHABET = byte_alphabet()
 SPECIAL = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
 # Words, spaces, line ends, accents, emoji of several code points, and pieces of special tokens.
 TRICKY = st.lists(
-    st.sampled_from(["</s>", "<pad>", "<s>", "<", "/s>", " ", "\n", "\r\n", "\t", "é", "😀", "👩‍👩‍👧", "the", "'s", "12"])
+    st.sampled_from(
+        [
+            "</s>",
+            "<pad>",
+            "<s>",
+            "<",
+            "/s>",
+            " ",
+            "\n",
+            "\r\n",
+            "\t",
+            "é",
+            "😀",
+            "👩‍👩‍👧",
+            "the",
+            "'s",
+            "12",
+        ]
+    )
     | st.text(max_size=3)
 ).map("".join)
 ANY_TEXT = st.text() | TRICKY
@@ -195,7 +213,7 @@ def gaps() -> Tokenizer:
 
 def test_merges_may_pass_through_what_the_vocabulary_lacks(gaps: Tokenizer) -> None:
     assert gaps.encode("The quick fox jumped.") == [4, 5]
-    assert gaps.encode_batch([" quick", "ui", " fox quick", ""]) == [[4], [], [5], []]
+    assert gaps.encode_batch([" quick", "ui", " fox quick", ""]) == [[4], [], [5, 4], []]
     assert gaps.decode([4, 5]) == " quick fox"
     assert gaps.vocabulary_size() == 4
 
@@ -216,7 +234,7 @@ def test_a_vocabulary_needs_the_special_tokens(token: str) -> None:
 
 @pytest.mark.parametrize("token_id", [-1, 1.5, "7", None, True])
 def test_ids_are_whole_numbers(token_id: Any) -> None:
-    with pytest.raises(ValueError, match="the vocabulary maps 'a' to .* not to an id"):
+    with pytest.raises(ValueError, match=r"the vocabulary maps 'a' to .* not to an id"):
         Tokenizer({**SPECIAL, "a": token_id}, [])
 
 

@@ -1,0 +1,155 @@
+"""`python -m bench.perplexity`: how well a bundle predicts a text, through the runtime."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.command import check_counts, print_progress, run_command
+from bench.text_rows import pack_rows
+from runtime.bundle import load_bundle
+from runtime.decoder import Decoder
+
+ROW_TOKENS = 512  # what the embedded preset was trained and measured with
+
+DESCRIPTION = """\
+Measure the perplexity of a bundle: exp of the mean negative log-likelihood of each next token, computed
+token by token through the decode graph.
+"""
+
+EXAMPLES = """\
+examples:
+  python -m bench.perplexity opt_tiny_en
+      on the held-out part of Python's own documentation, as the preset's TRAINING.json has it
+  python -m bench.perplexity models/opt_125m --text book.txt
+"""
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """How well a model predicts tokens.
+
+    Attributes:
+        rows, row_tokens: what was predicted.
+        mean_loss: negative log-likelihood of a token, in nats.
+    """
+
+    rows: int
+    row_tokens: int
+    mean_loss: float
+
+    @property
+    def tokens(self) -> int:
+        """Number of predicted tokens."""
+        return self.rows * self.row_tokens
+
+    @property
+    def value(self) -> float:
+        """The perplexity."""
+        return math.exp(self.mean_loss)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.perplexity",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("bundle", metavar="BUNDLE", help="bundle folder that opt-export made")
+    parser.add_argument(
+        "--text", metavar="FILE", help="UTF-8 text (default: held-out Python documentation)"
+    )
+    parser.add_argument(
+        "--batch", type=int, default=16, metavar="N", help="rows at a time (default: 16)"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns 0, 2 on an error and 130 on Ctrl-C."""
+    return run_command("perplexity", _run, build_parser().parse_args(arguments))
+
+
+def _run(options: argparse.Namespace) -> None:
+    # A missing ONNX Runtime is so an error that `main` tells about.
+    from runtime.session import SessionDecoder
+
+    check_counts(options, batch=1, threads=1)
+    bundle = load_bundle(options.bundle)
+    if bundle.tokenizer is None:
+        raise ValueError(f"{options.bundle} has no tokenizer, which text needs")
+    if options.text is None:
+        from exporter.presets.corpus import split_documents
+
+        texts = split_documents()[1]
+        origin = f"held-out documentation of Python {platform.python_version()}"
+    else:
+        texts, origin = [Path(options.text).read_text(encoding="utf-8")], options.text
+    length = min(ROW_TOKENS, bundle.manifest.model.max_sequence_length)
+    inputs, labels = pack_rows(bundle.tokenizer, texts, length)
+    decoder = SessionDecoder(bundle, device=options.device, threads=options.threads)
+    found = measure_perplexity(decoder, inputs, labels, options.batch, print_progress)
+    print(
+        f"perplexity {found.value:.4f} of {found.tokens} tokens "
+        f"({found.rows} rows of {found.row_tokens}; text: {origin})"
+    )
+
+
+def measure_perplexity(
+    decoder: Decoder,
+    inputs: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    batch: int = 16,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Perplexity:
+    """Feeds rows token by token and adds up what the model says of each next token.
+
+    Args:
+        decoder: the model.
+        inputs: int64 [rows, length], the tokens fed.
+        labels: int64 [rows, length], the tokens to predict.
+        batch: rows at a time.
+        progress: told what is being done.
+    """
+    total = 0.0
+    for start in range(0, len(inputs), batch):
+        progress(f"row {start + 1} of {len(inputs)}")
+        total += _summed_loss(decoder, inputs[start : start + batch], labels[start : start + batch])
+    rows, row_tokens = inputs.shape
+    return Perplexity(rows, row_tokens, total / inputs.size)
+
+
+def _summed_loss(decoder: Decoder, inputs: NDArray[np.int64], labels: NDArray[np.int64]) -> float:
+    rows, length = inputs.shape
+    cache = decoder.new_cache(rows, length)
+    ones = np.ones(rows, np.int32)
+    total = 0.0
+    for i in range(length):
+        logits = decoder.append(cache, inputs[:, i : i + 1], ones).logits
+        total -= float(_log_likelihoods(logits, labels[:, i]).sum())
+    return total
+
+
+def _log_likelihoods(logits: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Logarithm of the probability of each row's label, in float64."""
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=-1, keepdims=True)
+    chosen = shifted[np.arange(len(labels)), labels]
+    return chosen - np.log(np.exp(shifted).sum(axis=-1))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

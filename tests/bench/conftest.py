@@ -1,0 +1,8 @@
+"""Which tests of `bench` a serve-time environment can run."""
+
+from __future__ import annotations
+
+import importlib.util
+
+if importlib.util.find_spec("keras") is None:
+    collect_ignore = ["test_make_checkpoint.py", "test_compare.py"]

@@ -1,0 +1,112 @@
+"""Tracing: no weights, and inputs and outputs as the contract lists them."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from exporter.tracing import build_weightless_backbone, trace, weight_shapes
+from graphs.contract import ModelConfig, Phase, graph_inputs, graph_outputs
+
+
+@pytest.fixture(scope="module")
+def backbone(toy_config):
+    return build_weightless_backbone(toy_config)
+
+
+@pytest.fixture(scope="module", params=list(Phase), ids=str)
+def phase(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def program(backbone, phase):
+    return trace(backbone, phase)
+
+
+def described(values):
+    return [
+        (v.name, str(v.dtype.numpy()), tuple(d if isinstance(d, int) else d.value for d in v.shape))
+        for v in values
+    ]
+
+
+def test_no_variable_has_a_value(backbone):
+    assert len(backbone.variables) == 4 + 12 * backbone.num_layers
+    for variable in backbone.variables:
+        assert variable._value is None, variable.path
+
+
+def test_a_model_that_no_machine_could_hold_can_be_built():
+    """Over 400 GB of weights: any value at all would show."""
+    config = ModelConfig(
+        vocabulary_size=50272,
+        num_layers=2,
+        num_heads=96,
+        hidden_dim=65536 + 32768,
+        intermediate_dim=4 * 98304,
+        max_sequence_length=2048,
+    )
+    assert config.num_parameters * 4 > 400e9
+    shapes = weight_shapes(build_weightless_backbone(config))
+    assert sum(int(np.prod(s, dtype=object)) for s in shapes.values()) == config.num_parameters
+
+
+def test_weight_shapes_are_those_of_a_real_backbone(backbone, toy_model, toy_config):
+    shapes = weight_shapes(backbone)
+    assert shapes == {v.path: tuple(v.shape) for v in toy_model.backbone.variables}
+    assert sum(int(np.prod(shape)) for shape in shapes.values()) == toy_config.num_parameters
+
+
+def test_inputs_and_outputs_are_the_contract_s(program, phase, toy_config):
+    for values, specs in (
+        (program.graph.inputs, graph_inputs(toy_config, phase)),
+        (program.graph.outputs, graph_outputs(toy_config, phase)),
+    ):
+        assert described(values) == [(s.name, s.dtype, s.shape) for s in specs]
+
+
+def test_weights_are_named_values_without_values(program, backbone):
+    assert {n: tuple(v.shape) for n, v in program.weights.items()} == weight_shapes(backbone)
+    for name, value in program.weights.items():
+        assert value.name == name
+        assert value.const_value is None
+        assert value.producer() is None
+        assert value.uses(), name
+        assert value.dtype == ir.DataType.FLOAT
+
+
+def test_no_constant_is_as_large_as_a_weight(program):
+    """A weight that was folded into the graph would be one."""
+    constants = [v.const_value for v in program.graph.initializers.values()]
+    constants += [
+        node.attributes["value"].value for node in program.graph if node.op_type == "Constant"
+    ]
+    assert constants
+    assert max(constant.size for constant in constants) <= 16
+
+
+def test_standard_operators_only(program):
+    assert program.model.opset_imports[""] == 18
+    assert {node.domain for node in program.graph} == {""}
+
+
+def test_tracing_leaves_the_backbone_without_values(program, backbone):
+    test_no_variable_has_a_value(backbone)
+
+
+def test_every_size_shows_in_the_contract(phase):
+    """Other sizes, all different, one layer: nothing of the toy is fixed."""
+    config = ModelConfig(
+        vocabulary_size=23,
+        num_layers=1,
+        num_heads=3,
+        hidden_dim=15,
+        intermediate_dim=7,
+        max_sequence_length=11,
+    )
+    program = trace(build_weightless_backbone(config), phase)
+    assert described(program.graph.outputs)[0] == ("logits", "float32", ("batch", 23))
+    assert described(program.graph.inputs)[3][2] == ("batch", 3, "capacity", 5)
+    assert len(program.weights) == 16

@@ -1,0 +1,389 @@
+"""The manifest: what is written is read, and nothing else is."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from graphs.contract import CONTRACT_REVISION, ModelConfig, Phase
+from graphs.manifest import (
+    FileEntry,
+    GenerationDefaults,
+    Manifest,
+    ManifestError,
+    hash_file,
+    read_manifest,
+)
+
+HASH = "0123456789abcdef" * 4
+
+
+def entry(name: str, size: int = 5) -> FileEntry:
+    return FileEntry(name, size, HASH)
+
+
+MANIFEST = Manifest(
+    model=ModelConfig(300, 2, 4, 32, 64, 64),
+    precision="fp32",
+    target="portable",
+    cache_dtype="float32",
+    graphs={Phase.PREFILL: entry("prefill.onnx", 7), Phase.DECODE: entry("decode.onnx", 6)},
+    weights=entry("weights.bin", 0),
+    tokenizer=(entry("vocabulary.json"), entry("merges.txt")),
+    generation=GenerationDefaults(48, {"class_name": "TopKSampler", "config": {"k": 5}}),
+    source={"preset": "Zoë"},
+    versions={"keras": "3.15.1"},
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all examples of a property; each writes the manifest anew."""
+    return tmp_path_factory.mktemp("bundle")
+
+
+def values() -> dict[str, Any]:
+    """The manifest as JSON."""
+    return {
+        "format": "opt-onnx-bundle",
+        "model": MANIFEST.model.to_dict(),
+        "precision": "fp32",
+        "target": "portable",
+        "cache_dtype": "float32",
+        "graphs": {
+            "prefill": {"name": "prefill.onnx", "size": 7, "sha256": HASH},
+            "decode": {"name": "decode.onnx", "size": 6, "sha256": HASH},
+        },
+        "weights": {"name": "weights.bin", "size": 0, "sha256": HASH},
+        "tokenizer": [
+            {"name": "vocabulary.json", "size": 5, "sha256": HASH},
+            {"name": "merges.txt", "size": 5, "sha256": HASH},
+        ],
+        "generation": {
+            "max_length": 48,
+            "sampler": {"class_name": "TopKSampler", "config": {"k": 5}},
+        },
+        "source": {"preset": "Zoë"},
+        "versions": {"keras": "3.15.1"},
+        "contract_revision": CONTRACT_REVISION,
+    }
+
+
+def read(folder: Path, manifest: Any) -> Manifest:
+    (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    return read_manifest(folder)
+
+
+def changed(place: str, value: Any) -> dict[str, Any]:
+    """The manifest with the value at a dotted place replaced, or taken out if it is `...`."""
+    manifest = values()
+    *parents, last = place.split(".")
+    node: Any = manifest
+    for name in parents:
+        node = node[int(name)] if isinstance(node, list) else node[name]
+    if value is ...:
+        del node[last]
+    else:
+        node[int(last) if isinstance(node, list) else last] = value
+    return manifest
+
+
+# === Writing and reading ===
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    MANIFEST.write(tmp_path)
+    assert json.loads((tmp_path / "manifest.json").read_text("utf-8")) == values()
+    assert read_manifest(tmp_path) == MANIFEST
+    assert "Zoë" in (tmp_path / "manifest.json").read_text("utf-8")
+
+
+def test_without_a_tokenizer(tmp_path: Path) -> None:
+    manifest = read(tmp_path, changed("tokenizer", []))
+    assert manifest.tokenizer == ()
+    assert [file.name for file in manifest.files] == ["prefill.onnx", "decode.onnx", "weights.bin"]
+
+
+def test_files_and_their_size() -> None:
+    names = ["prefill.onnx", "decode.onnx", "weights.bin", "vocabulary.json", "merges.txt"]
+    assert [file.name for file in MANIFEST.files] == names
+    assert MANIFEST.total_bytes == 7 + 6 + 0 + 5 + 5
+
+
+# === Malformed ===
+
+REVISION = "follows revision {} of the graph contract and this runtime revision 1"
+WHOLE = "must be a whole number"
+BAD: list[tuple[str, Any, str]] = [
+    ("format", ..., "is not the manifest of a bundle"),
+    ("format", "onnx-bundle", "is not the manifest of a bundle"),
+    ("contract_revision", ..., REVISION.format(None)),
+    ("contract_revision", 2, REVISION.format(2)),
+    ("contract_revision", [1], "follows revision"),
+    ("precision", "int3", r"precision must be one of \('fp32',\), got 'int3'"),
+    ("precision", ["fp32"], "precision must be one of"),
+    ("target", "tpu", r"target must be one of \('portable',\), got 'tpu'"),
+    ("target", None, "target must be one of"),
+    ("cache_dtype", "float8", r"cache_dtype must be one of \('float32',\), got 'float8'"),
+    *((name, ..., f"lacks the value '{name}'") for name in ("precision", "target", "cache_dtype")),
+    ("model", ..., "lacks the value 'model'"),
+    ("model", None, "is not valid"),
+    ("model", [1, 2], "unknown names|is not valid"),
+    ("model", [[]], "is not valid"),
+    ("model", "text", "unknown names"),
+    ("model.num_heads", ..., r"unknown names \[\], missing \['num_heads'\]"),
+    ("model.num_heads", 5, "must be a multiple of num_heads"),
+    ("model.num_layers", 0, "num_layers must be a whole number of at least 1, got 0"),
+    ("model.num_layers", True, "num_layers must be a whole number of at least 1, got True"),
+    ("model.rope", 1, r"unknown names \['rope'\]"),
+    ("generation", ..., "lacks the value 'generation'"),
+    ("generation", 5, "is not valid"),
+    ("generation.max_length", ..., "is not valid: .*max_length"),
+    ("generation.sampler", ..., "is not valid: .*sampler"),
+    ("generation.seed", 4, "is not valid: .*seed"),
+    *(
+        ("generation.max_length", length, "generation.max_length is not within the model's positions")
+        for length in (0, 65, 4.0, "48", None, True)
+    ),
+    ("generation.sampler", None, "sampler"),
+    ("generation.sampler", 7, "sampler"),
+    ("graphs", ..., "lacks the value 'graphs'"),
+    ("graphs", [], "is not valid"),
+    ("graphs", {}, r"graphs lacks \["),
+    ("graphs.decode", ..., r"graphs lacks \[.*decode.*\]"),
+    ("graphs.train", {"name": "a", "size": 1, "sha256": HASH}, "'train' is not a valid Phase"),
+    ("graphs.decode", "decode.onnx", "is not valid"),
+    ("graphs.decode", None, "is not valid"),
+    ("graphs.decode.name", "prefill.onnx", r"files are named twice: \['prefill.onnx', 'prefill.onnx'"),
+    ("weights", ..., "lacks the value 'weights'"),
+    ("weights", [], "is not valid"),
+    ("weights.size", ..., "is not valid: .*size"),
+    ("weights.mode", 7, "is not valid: .*mode"),
+    *(("weights.size", size, f"weights.bin: the size {WHOLE}, got") for size in (-1, 1.0, "5", True)),
+    *(
+        ("weights.sha256", digest, "weights.bin: the hash must have 64 digits, got")
+        for digest in (None, 5, "", HASH[1:], HASH + "0", "z" * 64, " " * 64)
+    ),
+    *(
+        ("weights.name", name, "a bundle's files have plain names, got")
+        for name in (None, 5, "", ".", "..", "../a", "/a", "a/b", "a\\b", "a:b", "a\0b", ["a"])
+    ),
+    ("tokenizer", ..., "lacks the value 'tokenizer'"),
+    ("tokenizer", None, "is not valid"),
+    ("tokenizer", {"name": "a"}, "is not valid"),
+    ("tokenizer.1", "merges.txt", "is not valid"),
+    ("tokenizer.1.name", "../merges.txt", "a bundle's files have plain names, got '../merges.txt'"),
+    ("tokenizer.1.name", "vocabulary.json", "files are named twice"),
+    ("source", ..., "lacks the value 'source'"),
+    ("source", 5, "is not valid"),
+    ("versions", ..., "lacks the value 'versions'"),
+    ("versions", [1], "is not valid"),
+]
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"), BAD, ids=[f"{place}={value!r:.20}" for place, value, _ in BAD]
+)
+def test_malformed_values(tmp_path: Path, place: str, value: Any, message: str) -> None:
+    with pytest.raises(ManifestError, match=message) as caught:
+        read(tmp_path, changed(place, value))
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1,", "NaN,", "[" * 100_000], ids=lambda text: text[:4])
+def test_text_that_is_not_json(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text, "utf-8")
+    with pytest.raises(ManifestError, match=r"manifest\.json is not JSON"):
+        read_manifest(tmp_path)
+
+
+def test_bytes_that_are_not_text(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_bytes(b'{"format": "\xff"}')
+    with pytest.raises(ManifestError, match=r"manifest\.json is not JSON"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("manifest", [None, 5, "text", [], [values()]])
+def test_json_that_is_no_object(tmp_path: Path, manifest: Any) -> None:
+    with pytest.raises(ManifestError, match="is not the manifest of a bundle"):
+        read(tmp_path, manifest)
+
+
+def test_no_manifest(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"is no bundle: it has no manifest\.json"):
+        read_manifest(tmp_path)
+    with pytest.raises(ManifestError, match=r"is no bundle: it does not exist"):
+        read_manifest(tmp_path / "nowhere")
+
+
+# === Anything at all ===
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(max_size=8)
+    | st.sampled_from(["fp32", "prefill", "../x", HASH, 0, 1, 64, -1]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of every value in a JSON tree."""
+    yield path
+    items = (
+        node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    )
+    for key, child in items:
+        yield from places(child, (*path, key))
+
+
+Change = Callable[[Any], Any]
+
+
+@st.composite
+def mutations(draw: st.DrawFn) -> Any:
+    """The manifest with a few values replaced, taken out, added or given another name."""
+    manifest: Any = values()
+    for _ in range(draw(st.integers(1, 3))):
+        path = draw(st.sampled_from(list(places(manifest))))
+        if not path:
+            manifest = draw(JSON | st.just(manifest))
+            continue
+        parent = manifest
+        for key in path[:-1]:
+            parent = parent[key]
+        kind = draw(st.sampled_from(["replace", "remove", "add", "copy"]))
+        if kind == "replace":
+            parent[path[-1]] = draw(JSON)
+        elif kind == "remove":
+            del parent[path[-1]]
+        else:
+            other = draw(st.sampled_from(list(places(manifest))))
+            value: Any = manifest
+            for key in other:
+                value = value[key]
+            value = draw(JSON) if kind == "add" else copy.deepcopy(value)
+            if isinstance(parent, list):
+                parent.append(value)
+            else:
+                parent[draw(st.text(max_size=5))] = value
+    return manifest
+
+
+@given(mutations())
+@settings(max_examples=400)
+@example(values())
+def test_any_json_is_a_valid_manifest_or_an_error(folder: Path, manifest: Any) -> None:
+    try:
+        found = read(folder, manifest)
+    except ManifestError:
+        return
+    assert_valid(found)
+    found.write(folder)
+    assert read_manifest(folder) == found
+
+
+def assert_valid(manifest: Manifest) -> None:
+    """What code that holds a manifest relies on."""
+    assert isinstance(manifest.model, ModelConfig)
+    assert (manifest.precision, manifest.target, manifest.cache_dtype) == (
+        "fp32",
+        "portable",
+        "float32",
+    )
+    assert set(manifest.graphs) == set(Phase)
+    names = [file.name for file in manifest.files]
+    assert len(set(names)) == len(names)
+    for file in manifest.files:
+        assert Path("folder", file.name).parent == Path("folder")
+        assert file.name == Path(file.name).name
+        assert file.size >= 0
+        assert len(file.sha256) == 64
+    assert 1 <= manifest.generation.max_length <= manifest.model.max_sequence_length
+    for mapping in (manifest.source, manifest.versions):
+        assert all(isinstance(text, str) for pair in mapping.items() for text in pair)
+
+
+@given(st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode()))
+def test_any_bytes_are_an_error(folder: Path, data: bytes) -> None:
+    (folder / "manifest.json").write_bytes(data)
+    with pytest.raises(ManifestError):
+        read_manifest(folder)
+
+
+# === Files ===
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "weights.bin"
+    path.write_bytes(b"weights")
+    return path
+
+
+def test_the_entry_of_a_file(file: Path) -> None:
+    digest = hashlib.sha256(b"weights").hexdigest()
+    found = FileEntry.of(file)
+    assert found == FileEntry("weights.bin", 7, digest)
+    found.check_size(file.parent)
+    found.check_hash(file.parent)
+    assert hash_file(file) == digest
+
+
+def test_hashes_of_long_and_empty_files(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 10_000  # more than two of the blocks that files are read in
+    (tmp_path / "long").write_bytes(data)
+    (tmp_path / "empty").write_bytes(b"")
+    assert hash_file(tmp_path / "long") == hashlib.sha256(data).hexdigest()
+    assert hash_file(tmp_path / "empty") == hashlib.sha256(b"").hexdigest()
+
+
+def test_an_altered_file(file: Path) -> None:
+    found = FileEntry.of(file)
+    file.write_bytes(b"Weights")
+    found.check_size(file.parent)
+    with pytest.raises(ManifestError, match=r"weights\.bin was altered: its SHA-256 is another"):
+        found.check_hash(file.parent)
+    file.write_bytes(b"weight")
+    with pytest.raises(ManifestError, match=r"weights\.bin was altered: it has 6 bytes, not 7"):
+        found.check_size(file.parent)
+    file.unlink()
+    with pytest.raises(ManifestError, match=r"weights\.bin is missing"):
+        found.check_size(file.parent)
+
+
+@pytest.mark.parametrize("weights_hash", [True, False])
+def test_check_files(tmp_path: Path, weights_hash: bool) -> None:
+    for name in ("prefill.onnx", "decode.onnx", "weights.bin"):
+        (tmp_path / name).write_bytes(name.encode())
+    manifest = Manifest(
+        model=MANIFEST.model,
+        precision="fp32",
+        target="portable",
+        cache_dtype="float32",
+        graphs={phase: FileEntry.of(tmp_path / f"{phase}.onnx") for phase in Phase},
+        weights=FileEntry.of(tmp_path / "weights.bin"),
+        tokenizer=(),
+        generation=MANIFEST.generation,
+    )
+    manifest.check_files(tmp_path, weights_hash=weights_hash)
+    (tmp_path / "weights.bin").write_bytes(b"WEIGHTS.bin")
+    if weights_hash:
+        with pytest.raises(ManifestError, match=r"weights\.bin was altered"):
+            manifest.check_files(tmp_path, weights_hash=True)
+    else:
+        manifest.check_files(tmp_path, weights_hash=False)
+    (tmp_path / "decode.onnx").write_bytes(b"DECODE.onnx")
+    with pytest.raises(ManifestError, match=r"decode\.onnx was altered"):
+        manifest.check_files(tmp_path, weights_hash=weights_hash)

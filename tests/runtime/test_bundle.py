@@ -1,0 +1,227 @@
+"""Loading bundles: good ones, and each way to be a bad one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from graphs.contract import Phase
+from runtime import BundleError, Generator
+from runtime.bundle import load_bundle
+from runtime.session import SessionDecoder
+from tests.runtime.toy import approve, edit_manifest, flip_byte
+
+FILES = ["prefill.onnx", "decode.onnx", "weights.bin", "vocabulary.json", "merges.txt"]
+
+
+def assert_refused(folder: Path, message: str, *, verify: bool = False) -> None:
+    """Both ways to load a bundle give one sentence."""
+    with pytest.raises(BundleError, match=message):
+        load_bundle(folder, verify=verify)
+    with pytest.raises(BundleError, match=message) as caught:
+        Generator.from_bundle(folder, device="cpu", verify=verify)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bundle(toy_bundle: Path) -> None:
+    bundle = load_bundle(toy_bundle, verify=True)
+    assert bundle.folder == toy_bundle
+    assert bundle.manifest.model.num_layers == 2
+    assert bundle.tokenizer is not None
+    assert [bundle.graph_path(phase) for phase in Phase] == [
+        toy_bundle / "prefill.onnx",
+        toy_bundle / "decode.onnx",
+    ]
+    assert load_bundle(str(toy_bundle)).manifest == bundle.manifest
+
+
+def test_a_bundle_elsewhere_gives_the_same(toy_bundle_copy: Path, generator: Generator) -> None:
+    moved = toy_bundle_copy.rename(toy_bundle_copy.with_name("Ünïcode folder"))
+    copied = Generator.from_bundle(moved, device="cpu", threads=1)
+    for each in (copied, generator):
+        each.compile("greedy")
+    assert copied.generate("the king") == generator.generate("the king")
+
+
+# === No bundle at all ===
+
+
+def test_a_path_that_is_not_there(tmp_path: Path) -> None:
+    assert_refused(
+        tmp_path / "nowhere",
+        r"nowhere is no bundle: it does not exist\. Make one with: opt-export --preset NAME --output",
+    )
+
+
+def test_a_folder_without_a_manifest(tmp_path: Path) -> None:
+    assert_refused(tmp_path, r"is no bundle: it has no manifest\.json\. Make one with: opt-export")
+
+
+def test_a_file(toy_bundle: Path) -> None:
+    assert_refused(toy_bundle / "weights.bin", r"weights\.bin is no bundle")
+
+
+@pytest.mark.parametrize("text", ["", "{", "not json", "\x00"])
+def test_a_manifest_that_is_not_json(toy_bundle_copy: Path, text: str) -> None:
+    (toy_bundle_copy / "manifest.json").write_text(text, "utf-8")
+    assert_refused(toy_bundle_copy, r"manifest\.json is not JSON")
+
+
+@pytest.mark.parametrize("values", [[], 5, None, {}, {"format": "other"}])
+def test_json_that_is_no_manifest(toy_bundle_copy: Path, values: Any) -> None:
+    (toy_bundle_copy / "manifest.json").write_text(json.dumps(values), "utf-8")
+    assert_refused(toy_bundle_copy, r"is not the manifest of a bundle \(format 'opt-onnx-bundle'\)")
+
+
+@pytest.mark.parametrize("revision", [0, 2, "1", None])
+def test_another_contract_revision(toy_bundle_copy: Path, revision: Any) -> None:
+    edit_manifest(toy_bundle_copy, lambda values: values.update(contract_revision=revision))
+    assert_refused(
+        toy_bundle_copy,
+        f"follows revision {revision} of the graph contract and this runtime revision 1: export it "
+        "again with this version, or use the version that wrote it",
+    )
+
+
+# === Altered files ===
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file(toy_bundle_copy: Path, name: str) -> None:
+    (toy_bundle_copy / name).unlink()
+    assert_refused(toy_bundle_copy, f"{name} is missing")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_folder_or_a_link_in_the_place_of_a_file(toy_bundle_copy: Path, name: str) -> None:
+    original = (toy_bundle_copy / name).rename(toy_bundle_copy / "elsewhere")
+    (toy_bundle_copy / name).symlink_to(original)
+    assert_refused(toy_bundle_copy, f"{name} is missing")
+    (toy_bundle_copy / name).unlink()
+    (toy_bundle_copy / name).mkdir()
+    assert_refused(toy_bundle_copy, f"{name} is missing")
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("change", [-1, 1])
+def test_an_altered_size(toy_bundle_copy: Path, name: str, change: int) -> None:
+    path = toy_bundle_copy / name
+    size = path.stat().st_size
+    path.write_bytes((path.read_bytes() + b"x")[: size + change])
+    assert_refused(toy_bundle_copy, f"{name} was altered: it has {size + change} bytes, not {size}$")
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name != "weights.bin"])
+def test_an_altered_byte(toy_bundle_copy: Path, name: str) -> None:
+    flip_byte(toy_bundle_copy / name, 20)
+    assert_refused(toy_bundle_copy, f"{name} was altered: its SHA-256 is another")
+
+
+def test_an_altered_byte_of_the_weights_is_found_on_request(toy_bundle_copy: Path) -> None:
+    flip_byte(toy_bundle_copy / "weights.bin", 100_000)
+    assert load_bundle(toy_bundle_copy).manifest.model.num_layers == 2
+    message = r"weights\.bin was altered: its SHA-256 is another"
+    assert_refused(toy_bundle_copy, message, verify=True)
+
+
+@pytest.mark.parametrize("size", [-1, 0])
+def test_the_order_of_checks_is_sizes_first(toy_bundle_copy: Path, size: int) -> None:
+    """A truncated weights file is told before gigabytes are read, even where a hash differs too."""
+    flip_byte(toy_bundle_copy / "prefill.onnx", 20)
+    weights = toy_bundle_copy / "weights.bin"
+    weights.write_bytes(weights.read_bytes()[:size])
+    assert_refused(toy_bundle_copy, r"weights\.bin was altered: it has", verify=True)
+
+
+# === Hostile and careless manifests ===
+
+Place = Callable[[dict[str, Any]], dict[str, Any]]
+PLACES: dict[str, Place] = {
+    "graph": lambda values: values["graphs"]["decode"],
+    "weights": lambda values: values["weights"],
+    "tokenizer": lambda values: values["tokenizer"][1],
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "name",
+    ["../weights.bin", "/etc/passwd", "a/b", "..", ".", "", "..\\x", "C:x", "nul\0", 5, None],
+)
+def test_names_that_lead_out_of_the_folder(toy_bundle_copy: Path, place: str, name: Any) -> None:
+    edit_manifest(toy_bundle_copy, lambda values: PLACES[place](values).update(name=name))
+    assert_refused(toy_bundle_copy, r"manifest\.json: a bundle's files have plain names, got")
+
+
+def test_a_file_named_twice(toy_bundle_copy: Path) -> None:
+    edit_manifest(
+        toy_bundle_copy,
+        lambda values: values["graphs"].update(decode=values["graphs"]["prefill"]),
+    )
+    assert_refused(toy_bundle_copy, "files are named twice")
+
+
+@pytest.mark.parametrize("kept", [["vocabulary.json"], ["merges.txt"]])
+def test_an_unknown_kind_of_tokenizer(toy_bundle_copy: Path, kept: list[str]) -> None:
+    def edit(values: dict[str, Any]) -> None:
+        values["tokenizer"] = [entry for entry in values["tokenizer"] if entry["name"] in kept]
+
+    edit_manifest(toy_bundle_copy, edit)
+    assert_refused(toy_bundle_copy, rf"has an unknown kind of tokenizer: \['{kept[0]}'\]")
+
+
+def test_a_tokenizer_that_is_none(toy_bundle_copy: Path) -> None:
+    (toy_bundle_copy / "vocabulary.json").write_text("{}", "utf-8")
+    approve(toy_bundle_copy, "vocabulary.json")
+    assert_refused(toy_bundle_copy, "Cannot find special token '</s>' in the vocabulary of 0 tokens")
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        {"class_name": "Nucleus", "config": {}},
+        {"class_name": "TopKSampler", "config": {"k": 0}},
+        {"class_name": "TopKSampler", "config": {"kk": 3}},
+        {"class_name": "TopKSampler", "config": 3},
+        "beam",
+        7,
+        None,
+    ],
+)
+def test_a_sampler_that_the_runtime_lacks(toy_bundle_copy: Path, sampler: Any) -> None:
+    edit_manifest(toy_bundle_copy, lambda values: values["generation"].update(sampler=sampler))
+    with pytest.raises(ValueError, match=r"sampler|k must be"):
+        Generator.from_bundle(toy_bundle_copy, device="cpu")
+
+
+def test_a_graph_that_wants_other_weights(toy_bundle_copy: Path) -> None:
+    """A manifest may say so; the graph then asks for a file that is not there."""
+    (toy_bundle_copy / "weights.bin").rename(toy_bundle_copy / "other.bin")
+    edit_manifest(toy_bundle_copy, lambda values: values["weights"].update(name="other.bin"))
+    with pytest.raises(BundleError, match=r"ONNX Runtime cannot load .*prefill\.onnx"):
+        Generator.from_bundle(toy_bundle_copy, device="cpu")
+
+
+# === Without a tokenizer ===
+
+
+def test_a_bundle_without_a_tokenizer(toy_bundle_copy: Path) -> None:
+    edit_manifest(toy_bundle_copy, lambda values: values.update(tokenizer=[]))
+    for name in ("vocabulary.json", "merges.txt"):
+        (toy_bundle_copy / name).unlink()
+    loaded = Generator.from_bundle(toy_bundle_copy, device="cpu", threads=1)
+    assert loaded.tokenizer is None
+    loaded.compile("greedy")
+    inputs = {"token_ids": [[2, 5, 0, 0]], "padding_mask": [[1, 1, 0, 0]]}
+    assert loaded.generate(inputs, stop_token_ids=None)["token_ids"].shape == (1, 4)
+    with pytest.raises(ValueError, match="text needs a tokenizer and this model has none"):
+        loaded.generate("text")
+
+
+def test_other_files_in_the_folder_do_not_matter(toy_bundle_copy: Path) -> None:
+    (toy_bundle_copy / "README.md").write_text("notes", "utf-8")
+    SessionDecoder(load_bundle(toy_bundle_copy, verify=True), device="cpu")

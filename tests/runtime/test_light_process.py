@@ -1,0 +1,57 @@
+"""A process that serves has no deep-learning framework loaded."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = ("tensorflow", "keras", "tf2onnx", "onnx", "torch", "h5py")
+GENERATE = """\
+from runtime import Generator, samplers
+generator = Generator.from_bundle(sys.argv[1])
+generator.compile(samplers.TopKSampler(seed=1))
+assert len(generator.generate(["the", "a quick"], max_length=20)) == 2
+assert "".join(generator.stream("the")).startswith("the")
+batches = iter([["the"], ["a"]])
+assert len(generator.generate_results(batches)) == 2
+"""
+COMMAND = """\
+from runtime.cli import main
+assert main([sys.argv[1], "the", "--seed", "1"]) == 0
+"""
+PROBE = "import runtime.probe\n"
+REPORT = """
+roots = sorted({name.partition(".")[0] for name in sys.modules})
+print("LOADED", *roots)
+"""
+
+
+@pytest.mark.parametrize("program", [GENERATE, COMMAND, PROBE], ids=["library", "command", "probe"])
+def test_nothing_heavy_is_loaded(program: str, toy_bundle: Path, repository: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{program}{REPORT}", str(toy_bundle)],
+        cwd=repository,
+        capture_output=True,
+        check=True,
+    )
+    loaded = result.stdout.decode(errors="replace").rpartition("LOADED ")[2].split()
+    assert {"numpy", "onnxruntime", "runtime", "tokenizers"} <= set(loaded)
+    assert set(loaded).isdisjoint(HEAVY)
+    assert set(loaded).isdisjoint({"exporter", "bench", "onnx_ir", "onnxscript", "transformers"})
+
+
+def test_importing_the_package_loads_no_session(repository: Path) -> None:
+    """`import runtime` works without ONNX Runtime: the exporter uses its loop on Keras."""
+    result = subprocess.run(
+        [sys.executable, "-c", f"import sys\nimport runtime\n{REPORT}"],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = result.stdout.rpartition("LOADED ")[2].split()
+    assert "runtime" in loaded
+    assert set(loaded).isdisjoint({*HEAVY, "onnxruntime"})

@@ -1,0 +1,63 @@
+"""What a generation reports."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from runtime import Generator
+from runtime.results import GenerationResult
+from tests.runtime.toy import END, ScriptedSampler
+
+RESULT = GenerationResult(
+    text="a b",
+    prompt_token_ids=(2, 5, 6),
+    token_ids=(7, 8, 9, 2, 4),
+    finish_reason="stop",
+    prefill_seconds=0.5,
+    decode_seconds=2.0,
+)
+
+
+def test_counts_and_speeds() -> None:
+    assert (RESULT.prompt_tokens, RESULT.generated_tokens) == (3, 5)
+    assert RESULT.prefill_tokens_per_second == 6.0
+    assert RESULT.decode_tokens_per_second == 2.0  # the first token comes with the prefill
+
+
+def test_no_time_is_no_speed() -> None:
+    nothing = GenerationResult("", (2,), (), "length", 0.0, 0.0)
+    assert (nothing.prefill_tokens_per_second, nothing.decode_tokens_per_second) == (0.0, 0.0)
+    assert nothing.generated_tokens == 0
+    assert GenerationResult("", (2,), (), "length", 1.0, 1.0).decode_tokens_per_second == 0.0
+
+
+def test_a_result_goes_into_json() -> None:
+    assert json.loads(json.dumps(RESULT.to_dict())) == {
+        "text": "a b",
+        "prompt_token_ids": [2, 5, 6],
+        "token_ids": [7, 8, 9, 2, 4],
+        "finish_reason": "stop",
+        "prefill_seconds": 0.5,
+        "decode_seconds": 2.0,
+        "prompt_tokens": 3,
+        "generated_tokens": 5,
+        "prefill_tokens_per_second": 6.0,
+        "decode_tokens_per_second": 2.0,
+    }
+
+
+def test_results_are_not_to_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        RESULT.text = "other"  # type: ignore[misc]
+
+
+def test_the_numbers_of_a_real_run(generator: Generator) -> None:
+    generator.compile(ScriptedSampler([50, 60, END, 70, 71]))
+    stopped, full = generator.generate_results(["t", "t" * 40], max_length=43)
+    assert (stopped.finish_reason, stopped.token_ids) == ("stop", (50, 60, END))
+    assert (full.finish_reason, full.token_ids) == ("length", (50, 60))
+    assert stopped.prefill_seconds == full.prefill_seconds > 0
+    assert stopped.decode_seconds == full.decode_seconds > 0
+    json.dumps([stopped.to_dict(), full.to_dict()])
