@@ -9,10 +9,10 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 
+from exporter.presets.handles import resolve_preset
 from exporter.presets.table import BUILTIN_PRESETS
 from graphs.manifest import PRECISIONS, TARGETS
-
-USAGE_ERROR, INTERRUPTED = 2, 130
+from runtime.command import run_command
 
 EXAMPLES = """\
 examples:
@@ -68,14 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0, 2 on an error and 130 on Ctrl-C."""
     options = build_parser().parse_args(arguments)
-    try:
-        return _run(options)
-    except KeyboardInterrupt:
-        print("opt-export: interrupted; nothing was left behind", file=sys.stderr)
-        return INTERRUPTED
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        print(f"opt-export: {error}", file=sys.stderr)
-        return USAGE_ERROR
+    return run_command("opt-export", _run, options, "interrupted; nothing was left behind")
 
 
 @contextlib.contextmanager
@@ -99,7 +92,8 @@ def _quiet_stderr() -> Iterator[None]:
             os.close(saved)
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> None:
+    resolve_preset(options.preset)  # a wrong name is told before TensorFlow is loaded
     with _quiet_stderr():
         from exporter.export import export_bundle  # Keras and TensorFlow: only when there is work
     from exporter.progress import Progress
@@ -114,7 +108,7 @@ def _run(options: argparse.Namespace) -> int:
         progress=Progress(quiet=options.quiet),
     )
     if options.quiet:
-        return 0
+        return
     compared, verifier = "not compared (--verify full does)", ""
     if summary.comparison is not None:
         difference = summary.comparison.difference
@@ -129,7 +123,6 @@ def _run(options: argparse.Namespace) -> int:
         listed = ", ".join(f"{name} {count}" for name, count in counts.items())
         print(f"Rewrites     {phase}: {listed}")
     print(f"Logits       {compared}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +23,7 @@ from exporter.verification import (
     verify_graphs,
     verify_logits,
 )
-from exporter.weights import CheckpointWeights, LiveWeights
+from exporter.weights import CheckpointWeights, LiveWeights, WeightSource
 from graphs.contract import ModelConfig, Phase
 from graphs.manifest import (
     PRECISIONS,
@@ -76,7 +74,7 @@ class _Subject:
     max_length: int
     sampler: Sampler
     source: dict[str, str]
-    weights: AbstractContextManager[CheckpointWeights | LiveWeights]
+    weights: WeightSource
 
 
 def export_bundle(
@@ -124,7 +122,7 @@ def export_bundle(
 
     comparison = None
     rewrites: dict[str, dict[str, int]] = {}
-    with subject.weights as source, _closing(progress):
+    with contextlib.closing(subject.weights) as source, contextlib.closing(progress):
         backbone = build_weightless_backbone(subject.config)
         extents = plan_weights(weight_shapes(backbone))
         size = planned_bytes(extents)
@@ -184,8 +182,8 @@ def _live_subject(model: CausalLM) -> _Subject:
         sampler = samplers.deserialize(samplers.serialize(model.sampler))
     except ValueError as error:
         raise ExportError(
-            f"a bundle cannot hold this model's sampler: {error}. Compile the model with a built-in one "
-            "before exporting, and the loaded generator with your own"
+            f"a bundle cannot hold this model's sampler: {error}. Compile the model with a built-in "
+            "one before exporting, and the loaded generator with your own"
         ) from None
     positions = model.backbone.max_sequence_length
     preprocessor = model.preprocessor
@@ -244,11 +242,3 @@ def _check_rewrites(phase: Phase, counts: dict[str, int], config: ModelConfig) -
             f"the {phase} graph was rewritten as {counts}, not as {expected}: this Keras or tf2onnx "
             "version traces differently; install the versions that pyproject.toml names"
         )
-
-
-@contextlib.contextmanager
-def _closing(progress: Progress) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        progress.close()

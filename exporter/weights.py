@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 import numpy as np
 
@@ -24,9 +23,12 @@ class WeightSource(Protocol):
     def blocks(self, name: str) -> Iterator[np.ndarray]:
         """A weight's float32 values in consecutive runs of rows."""
 
+    def close(self) -> None:
+        """Frees what reading needs."""
+
 
 class CheckpointWeights:
-    """The weights of a preset folder; a context manager that closes the files."""
+    """The weights of a preset folder."""
 
     def __init__(self, folder: PresetFolder) -> None:
         self._reader, targets = folder.open_weights()
@@ -39,15 +41,8 @@ class CheckpointWeights:
     def blocks(self, name: str) -> Iterator[np.ndarray]:
         return self._targets[name].blocks(self._reader)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Closes the files."""
         self._reader.close()
 
 
@@ -67,15 +62,7 @@ class LiveWeights:
         for start in range(0, len(values), step):
             yield np.ascontiguousarray(values[start : start + step], np.float32)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         """Nothing to close."""
 
 

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from runtime import samplers
+from runtime.command import run_command
 from runtime.samplers import Sampler
-
-USAGE_ERROR, INTERRUPTED = 2, 130
 
 EXAMPLES = """\
 examples:
@@ -64,21 +63,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0, 2 on an error and 130 on Ctrl-C."""
-    options = build_parser().parse_args(arguments)
-    try:
-        return _run(options)
-    except KeyboardInterrupt:
-        print("\nopt-generate: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (ValueError, OSError, ImportError) as error:
-        print(f"opt-generate: {error}", file=sys.stderr)
-        return USAGE_ERROR
+    return run_command("opt-generate", _run, build_parser().parse_args(arguments))
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> None:
     if options.input is None and options.output is not None:
         raise ValueError("--output goes with --input; redirect standard output otherwise")
     if options.batch_size < 1:
@@ -103,7 +91,7 @@ def _run(options: argparse.Namespace) -> int:
             for piece in generator.stream(prompt, **settings):
                 print(piece, end="", flush=True)
             print(flush=True)
-        return 0
+        return
     with _output(options.output) as file:
         for start in range(0, len(requests), options.batch_size):
             batch = requests[start : start + options.batch_size]
@@ -111,7 +99,6 @@ def _run(options: argparse.Namespace) -> int:
             for request, result in zip(batch, results, strict=True):
                 line = {**request.fields, **result.to_dict()}
                 print(json.dumps(line, ensure_ascii=False), file=file, flush=True)
-    return 0
 
 
 def _prompts(given: Sequence[str]) -> list[str]:
