@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from bench.measure import Spread, check_room, random_prompts, time_generation
-from bench.system import Hardware, describe_hardware, describe_versions
+from bench.system import Hardware, describe_hardware
 from graphs.manifest import Manifest
+from graphs.versions import package_versions
 from runtime.bundle import load_bundle
 from runtime.decoder import Decoder
 from runtime.memory import peak_memory_bytes
@@ -134,7 +135,7 @@ def measure_bundle(
         loading=Loading(load_seconds, load_seconds + first_seconds),
         batches=tuple(batches),
         peak_memory_bytes=peak_memory_bytes(),
-        versions=describe_versions(PACKAGES),
+        versions=package_versions(PACKAGES),
         hardware=describe_hardware(),
     )
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.checkpoint_set import BUNDLE, export_bundle, find_checkpoints, make_checkpoints
-from bench.command import check_counts, check_output, print_progress, run_command, write_json
+from bench.command import check_counts, check_output, print_progress, write_json
 from bench.comparison import Comparison, Settings, compare
 from bench.comparison_table import format_comparison
 from bench.measure import check_room
@@ -19,6 +19,7 @@ from bench.shapes import SHAPES
 from bench.system import describe_hardware
 from bench.workers.process import Worker
 from bench.workers.systems import SYSTEMS, System
+from runtime.command import run_command
 
 DESCRIPTION = """\
 Compare this project with other systems, each in a process of its own, on the same random weights.

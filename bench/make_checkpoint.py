@@ -22,7 +22,7 @@ from bench.checkpoint_files import (
     write_h5,
     write_safetensors,
 )
-from bench.command import check_counts, run_command
+from bench.command import check_counts
 from bench.random_weights import OPT_DEVIATION, file_pieces, value_blocks
 from bench.shapes import SHAPES
 from exporter.bundle_folder import atomic_folder, check_space
@@ -30,6 +30,7 @@ from exporter.checkpoints.formats import HUGGING_FACE, KERAS_PRESET
 from exporter.checkpoints.weight_map import WeightMap, bind_names
 from exporter.progress import Progress
 from graphs.contract import ModelConfig
+from runtime.command import run_command
 
 HUGGING_FACE_FORMAT, KERAS_FORMAT = "huggingface", "keras"
 FORMATS: dict[str, WeightMap] = {HUGGING_FACE_FORMAT: HUGGING_FACE, KERAS_FORMAT: KERAS_PRESET}

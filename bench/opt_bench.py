@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from bench.bundle_speed import Report, Settings, measure_bundle
-from bench.command import check_counts, check_output, print_progress, run_command, write_json
+from bench.command import check_counts, check_output, print_progress, write_json
 from bench.measure import Spread
+from runtime.command import run_command
 
 DESCRIPTION = """\
 Measure an exported OPT bundle: loading, prefill and decode at several batch sizes, peak memory.

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.command import check_counts, print_progress, run_command
-from bench.text_rows import pack_rows
+from bench.command import check_counts, print_progress
+from exporter.presets.text_rows import pack_rows
 from runtime.bundle import load_bundle
+from runtime.command import run_command
 from runtime.decoder import Decoder
 
 ROW_TOKENS = 512  # what the embedded preset was trained and measured with

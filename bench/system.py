@@ -1,11 +1,9 @@
-"""What a measurement ran on: hardware and package versions."""
+"""What a measurement ran on: the hardware."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,17 +37,6 @@ def describe_hardware() -> Hardware:
         memory_bytes=_memory_bytes(),
         system=f"{platform.system()} {platform.machine()}",
     )
-
-
-def describe_versions(packages: Iterable[str]) -> dict[str, str]:
-    """Versions of Python and of those packages that are installed."""
-    versions = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def _cpu_model() -> str:

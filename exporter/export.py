@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from graphs.manifest import (
     Manifest,
 )
 from graphs.passes import expected_counts, rewrite
+from graphs.versions import package_versions
 from runtime import samplers
 from runtime.memory import peak_memory_bytes
 from runtime.samplers import Sampler
@@ -218,15 +218,8 @@ def _manifest(
         tokenizer=tuple(FileEntry.of(folder / name) for name in names),
         generation=GenerationDefaults(subject.max_length, samplers.serialize(subject.sampler)),
         source=subject.source,
-        versions={name: version for name in PACKAGES if (version := _version(name))},
+        versions=package_versions(PACKAGES),
     )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> str:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from bench.system import describe_versions
+from graphs.versions import package_versions
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def serve(load: Callable[[Job], Generate], packages: Iterable[str]) -> None:
     started = time.perf_counter()
     generate = load(job)
     load_seconds = time.perf_counter() - started
-    _reply(replies, load_seconds=load_seconds, versions=describe_versions(packages))
+    _reply(replies, load_seconds=load_seconds, versions=package_versions(packages))
     for line in iter(sys.stdin.readline, ""):
         request = json.loads(line)
         started = time.perf_counter()

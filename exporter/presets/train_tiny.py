@@ -10,7 +10,7 @@ import argparse
 import json
 import math
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from exporter.opt.tokenizer import OPTTokenizer
 from exporter.presets.corpus import split_documents
 from exporter.presets.saving import save_causal_lm
 from exporter.presets.table import TINY
+from exporter.presets.text_rows import pack_rows
 
 SEQUENCE_LENGTH = TINY.max_sequence_length
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]  # OPT's, in its order
@@ -47,32 +48,19 @@ def train_tokenizer(texts: Iterable[str]) -> OPTTokenizer:
     return OPTTokenizer(vocabulary=model["vocab"], merges=merges)
 
 
-def pack_rows(tokenizer: OPTTokenizer, texts: Sequence[str]) -> tuple[dict, np.ndarray]:
-    """Documents end to end, cut into rows that all begin with the start token; no padding.
-
-    Returns:
-        Inputs of `token_ids` and `padding_mask`, and labels, each [rows, SEQUENCE_LENGTH].
-    """
-    stream: list[int] = []
-    for ids in tokenizer.encode_batch(texts):
-        stream += [*ids, tokenizer.end_token_id]
-    count = len(stream) // SEQUENCE_LENGTH
-    labels = np.array(stream[: count * SEQUENCE_LENGTH], "int32").reshape(count, SEQUENCE_LENGTH)
-    start = np.full((count, 1), tokenizer.start_token_id, "int32")
-    token_ids = np.concatenate([start, labels[:, :-1]], axis=1)
+def as_examples(rows: tuple[np.ndarray, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Packed rows as the inputs and labels of a model without a preprocessor."""
+    token_ids, labels = rows
     return {"token_ids": token_ids, "padding_mask": np.ones_like(token_ids)}, labels
 
 
-def held_out_rows(tokenizer: OPTTokenizer) -> tuple[dict, np.ndarray]:
-    """The held-out documents packed into rows."""
-    return pack_rows(tokenizer, split_documents()[1])
-
-
-def perplexity(model: OPTCausalLM, rows: tuple[dict, np.ndarray], batch_size: int = 8) -> float:
+def perplexity(model: OPTCausalLM, rows: tuple[np.ndarray, np.ndarray], batch_size: int = 8) -> float:
     """`exp` of the mean loss a token, by Keras's `evaluate()`."""
     preprocessor, model.preprocessor = model.preprocessor, None
     try:
-        loss = model.evaluate(*rows, batch_size=batch_size, verbose=0, return_dict=True)["loss"]
+        loss = model.evaluate(*as_examples(rows), batch_size=batch_size, verbose=0, return_dict=True)[
+            "loss"
+        ]
     finally:
         model.preprocessor = preprocessor
     return math.exp(loss)
@@ -83,9 +71,10 @@ def train(output: Path, epochs: int, batch_size: int, peak_rate: float, dropout:
     keras.utils.set_random_seed(1)
     training, held_out = split_documents()
     tokenizer = train_tokenizer(training)
-    rows, held_out_packed = pack_rows(tokenizer, training), pack_rows(tokenizer, held_out)
+    rows = pack_rows(tokenizer, training, SEQUENCE_LENGTH)
+    held_out_rows = pack_rows(tokenizer, held_out, SEQUENCE_LENGTH)
     steps = epochs * math.ceil(len(rows[1]) / batch_size)
-    print(f"{rows[1].size} training tokens, {held_out_packed[1].size} held out, {steps} steps")
+    print(f"{rows[1].size} training tokens, {held_out_rows[1].size} held out, {steps} steps")
 
     model = OPTCausalLM(OPTBackbone.from_sizes(TINY, dropout=dropout))
     schedule = keras.optimizers.schedules.CosineDecay(
@@ -96,10 +85,10 @@ def train(output: Path, epochs: int, batch_size: int, peak_rate: float, dropout:
         jit_compile=False,  # XLA on CPU is the slower of the two here
     )
     model.fit(
-        *rows,
+        *as_examples(rows),
         batch_size=batch_size,
         epochs=epochs,
-        validation_data=held_out_packed,
+        validation_data=as_examples(held_out_rows),
         verbose=2,
     )
     model.preprocessor = OPTCausalLMPreprocessor(tokenizer, sequence_length=SEQUENCE_LENGTH)
@@ -110,10 +99,10 @@ def train(output: Path, epochs: int, batch_size: int, peak_rate: float, dropout:
     facts = {
         "parameters": saved.count_params(),
         "training_tokens": int(rows[1].size),
-        "held_out_tokens": int(held_out_packed[1].size),
+        "held_out_tokens": int(held_out_rows[1].size),
         "epochs": epochs,
         "python": platform.python_version(),
-        "held_out_perplexity": round(perplexity(saved, held_out_packed), 4),
+        "held_out_perplexity": round(perplexity(saved, held_out_rows), 4),
     }
     (output / "TRAINING.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(facts))
@@ -124,8 +113,8 @@ def train(output: Path, epochs: int, batch_size: int, peak_rate: float, dropout:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", type=Path, help="folder to write the preset into")
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=9)
+    parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--peak-rate", type=float, default=1e-3)
     parser.add_argument("--dropout", type=float, default=0.1)
     options = parser.parse_args()

@@ -15,12 +15,13 @@ from bench.comparison import Comparison, Settings, SystemResult, Trial, compare
 from bench.comparison_table import format_comparison
 from bench.make_checkpoint import write_checkpoint
 from bench.measure import Spread
-from bench.system import Hardware, describe_hardware, describe_versions
+from bench.system import Hardware, describe_hardware
 from bench.workers import process
 from bench.workers.padding import with_room
 from bench.workers.process import Generation, Worker, WorkerError
 from bench.workers.systems import SYSTEMS, System
 from graphs.contract import ModelConfig
+from graphs.versions import package_versions
 
 TINY = ModelConfig(
     vocabulary_size=300,
@@ -47,7 +48,7 @@ def fake(**options):
 
 def test_worker_answers_whatever_it_prints():
     with Worker(fake(), Path("somewhere"), 2) as worker:
-        assert worker.versions == describe_versions(["numpy"])
+        assert worker.versions == package_versions(["numpy"])
         assert worker.load_seconds >= 0
         assert worker.peak_memory_bytes > 1_000_000
         first = worker.generate(np.array([[1, 2, 3], [4, 5, 6]]), 3)

@@ -17,8 +17,9 @@ from bench import bundle_speed, opt_bench
 from bench.bundle_speed import Settings, measure_bundle
 from bench.measure import Spread, TimedRun, check_room, random_prompts, time_generation
 from bench.opt_bench import format_report, main, parse_batches
-from bench.system import describe_hardware, describe_versions
+from bench.system import describe_hardware
 from graphs.manifest import read_manifest
+from graphs.versions import package_versions
 
 SMALL = ["--prompt-tokens", "16", "--new-tokens", "4", "--trials", "2", "--threads", "1"]
 SETTINGS = Settings(prompt_tokens=16, new_tokens=4, batches=(1, 3), trials=2, threads=1)
@@ -69,7 +70,7 @@ def test_system_description():
     pages = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
     assert hardware.memory_bytes == pytest.approx(pages, rel=0.01)
     assert str(hardware).startswith(f"{hardware.cpu}, {hardware.cores} cores, ")
-    versions = describe_versions(["numpy", "no-such-package"])
+    versions = package_versions(["numpy", "no-such-package"])
     assert versions == {"python": platform.python_version(), "numpy": np.__version__}
 
 
@@ -166,7 +167,7 @@ def test_report_names_bundle_settings_and_system(toy_bundle):
             assert 0 < batch[name]["minimum"] <= batch[name]["median"] <= batch[name]["maximum"]
     assert 0 < values["load"]["seconds"] < values["load"]["to_first_token_seconds"]
     assert values["peak_memory_bytes"] > 10_000_000
-    assert values["versions"]["onnxruntime"] == describe_versions(["onnxruntime"])["onnxruntime"]
+    assert values["versions"]["onnxruntime"] == package_versions(["onnxruntime"])["onnxruntime"]
     assert values["hardware"]["cores"] == describe_hardware().cores
 
     text = format_report(report)

@@ -11,7 +11,7 @@ import pytest
 
 from bench import perplexity
 from bench.perplexity import main, measure_perplexity
-from bench.text_rows import pack_rows
+from exporter.presets.text_rows import pack_rows
 from graphs.contract import ModelConfig
 from runtime.decoder import StepOutput
 
@@ -37,21 +37,6 @@ class FixedDecoder:
 
 
 # === Rows ===
-
-
-def test_rows_are_the_training_script_s(bundle):
-    pytest.importorskip("keras")
-    from exporter import OPTTokenizer
-    from exporter.presets.corpus import split_documents
-    from exporter.presets.train_tiny import pack_rows as pack_for_training
-
-    texts = split_documents()[1][:20]
-    tokenizer = OPTTokenizer(bundle.tokenizer.vocabulary, bundle.tokenizer.merges)
-    expected, expected_labels = pack_for_training(tokenizer, texts)
-    inputs, labels = pack_rows(bundle.tokenizer, texts, 512)
-    assert len(labels) > 10
-    np.testing.assert_array_equal(inputs, expected["token_ids"])
-    np.testing.assert_array_equal(labels, expected_labels)
 
 
 def test_rows_of_a_text(bundle):
@@ -105,7 +90,7 @@ def test_equals_keras_evaluate(decoder):
     generator = np.random.default_rng(3)
     inputs = generator.integers(0, 300, (5, 40))
     labels = np.concatenate([inputs[:, 1:], generator.integers(0, 300, (5, 1))], axis=1)
-    rows = ({"token_ids": inputs, "padding_mask": np.ones_like(inputs)}, labels)
+    rows = (inputs, labels)
     expected = by_keras(make_model(), rows, batch_size=5)
     found = measure_perplexity(decoder, inputs, labels, batch=2)
     assert found.value == pytest.approx(expected, rel=2e-6)
@@ -160,7 +145,7 @@ def test_rows_are_no_longer_than_the_training_rows(toy_bundle, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
-        ("", [], "there is no text to measure"),
+        ("", [], "there is no text to pack"),
         ("x", ["--batch", "0"], "--batch must be at least 1, got 0"),
         ("x", ["--device", "tpu"], "device must be one of auto, cpu, cuda; got 'tpu'"),
         (None, [], "No such file or directory"),

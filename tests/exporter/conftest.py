@@ -304,18 +304,38 @@ def padded_tokens():
     return {"token_ids": token_ids, "padding_mask": padding_mask}
 
 
-def greedy_tokens(next_logits, prompt, count):
-    """Greedy continuation by a function from ids [1, length] to logits [1, length, vocabulary]."""
-    ids = list(prompt)
-    for _ in range(count):
-        ids.append(int(np.argmax(next_logits(np.array([ids], "int32"))[0, -1])))
-    return ids[len(prompt) :]
+def greedy_rows(logits, prompts, length):
+    """Prompts continued greedily to `length` tokens each, by whole passes and no cache.
+
+    Args:
+        logits: function from token ids and padding mask to logits [rows, length, vocabulary].
+        prompts: token ids of each row.
+        length: of each row in the end.
+    """
+    token_ids = np.ones((len(prompts), length), "int32")
+    lengths = np.array([len(prompt) for prompt in prompts])
+    for row, prompt in zip(token_ids, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    while lengths.min() < length:
+        mask = (np.arange(length) < lengths[:, None]).astype("int32")
+        found = np.asarray(logits(token_ids, mask))
+        for i in np.flatnonzero(lengths < length):
+            token_ids[i, lengths[i]] = np.argmax(found[i, lengths[i] - 1])
+        lengths = np.minimum(lengths + 1, length)
+    return token_ids.tolist()
 
 
 @pytest.fixture(scope="session")
 def greedy():
-    """`greedy_tokens`: the slow, plain way to decode, to compare with."""
-    return greedy_tokens
+    """`greedy_rows` by a Keras model: the slow, plain way to decode, to compare with."""
+
+    def rows(model, prompts, length):
+        def logits(token_ids, padding_mask):
+            return model({"token_ids": token_ids, "padding_mask": padding_mask}, training=False)
+
+        return greedy_rows(logits, prompts, length)
+
+    return rows
 
 
 # === Quick exports ===

@@ -23,25 +23,12 @@ def model(build_model):
 
 
 @pytest.fixture(scope="module")
-def full_pass():
-    """Logits of the training forward pass, as a function of ids [1, length]."""
-
-    def build(model):
-        return lambda ids: np.asarray(
-            model({"token_ids": ids, "padding_mask": np.ones_like(ids)}, training=False)
-        )
-
-    return build
-
-
-@pytest.fixture(scope="module")
-def expected(model, full_pass, greedy):
-    """The prompt's and the new tokens of every prompt, one full pass a token."""
+def expected(model, greedy):
+    """The prompt's and the new tokens of every prompt."""
     tokenizer = model.preprocessor.tokenizer
-    found = []
-    for prompt in PROMPTS:
-        ids = [tokenizer.start_token_id, *tokenizer.encode(prompt)]
-        found.append((ids, greedy(full_pass(model), ids, LENGTH - len(ids))))
+    prompts = [[tokenizer.start_token_id, *tokenizer.encode(prompt)] for prompt in PROMPTS]
+    rows = greedy(model, prompts, LENGTH)
+    found = [(p, row[len(p) :]) for p, row in zip(prompts, rows, strict=True)]
     assert len({tuple(new[:4]) for _, new in found}) == len(PROMPTS)  # they differ from each other
     return found
 
@@ -87,25 +74,25 @@ def test_strings_give_the_text_of_the_same_tokens(model, expected):
     assert answers == [tokenizer.decode(new, skip_special_tokens=True) for _, new in expected]
 
 
-def test_the_default_length_is_the_preprocessor_s(model, expected, full_pass, greedy):
+def test_the_default_length_is_the_preprocessor_s(model, expected, greedy):
     (found,) = model._generator().generate_results([PROMPTS[1]], stop_token_ids=None)
     prompt = expected[1][0]
     assert model.preprocessor.sequence_length == 32
-    assert found.token_ids == tuple(greedy(full_pass(model), prompt, 32 - len(prompt)))
     assert found.prompt_token_ids == tuple(prompt)
+    assert [[*found.prompt_token_ids, *found.token_ids]] == greedy(model, [prompt], 32)
     assert found.finish_reason == "length"
 
 
-def test_up_to_the_last_position_of_the_model(model, full_pass, greedy):
+def test_up_to_the_last_position_of_the_model(model, greedy):
     prompt = [2, 5, 6, 7]
     found = model.generate(pack([prompt], 64), stop_token_ids=None)
-    assert found["token_ids"][0].tolist() == [*prompt, *greedy(full_pass(model), prompt, 60)]
+    assert found["token_ids"].tolist() == greedy(model, [prompt], 64)
 
 
-def test_an_empty_prompt_begins_at_the_start_token(model, full_pass, greedy):
+def test_an_empty_prompt_begins_at_the_start_token(model, greedy):
     (found,) = model._generator().generate_results([""], max_length=10, stop_token_ids=None)
     assert found.prompt_token_ids == (2,)
-    assert found.token_ids == tuple(greedy(full_pass(model), [2], 9))
+    assert [[2, *found.token_ids]] == greedy(model, [[2]], 10)
 
 
 def test_a_stop_token_ends_a_row_and_no_other(model, expected):
@@ -127,7 +114,7 @@ def test_streaming_gives_the_same_text_in_pieces(model):
         assert "".join(pieces) == model.generate(prompt, max_length=LENGTH, stop_token_ids=None)
 
 
-def test_the_cache_gives_the_logits_of_the_full_pass(model, full_pass):
+def test_the_cache_gives_the_logits_of_the_full_pass(model):
     """Ragged rows, appended in pieces: prompts, several tokens after a past, single tokens."""
     decoder = KerasDecoder(model.backbone)
     generator = np.random.default_rng(0)
@@ -144,7 +131,8 @@ def test_the_cache_gives_the_logits_of_the_full_pass(model, full_pass):
         assert output.logits.shape == (3, 288)
         assert output.hidden_states.shape == (3, lengths.max(), 32)
         for i in np.flatnonzero(lengths):
-            expected = full_pass(model)(rows[i : i + 1, : cache.lengths[i]].astype("int32"))
+            ids = rows[i : i + 1, : cache.lengths[i]].astype("int32")
+            expected = np.asarray(model({"token_ids": ids, "padding_mask": np.ones_like(ids)}))
             assert np.abs(output.logits[i] - expected[0, -1]).max() < 1e-4 * expected.std()
 
 
@@ -162,23 +150,27 @@ def test_sampling_follows_the_compiled_sampler(model, build_model, expected):
 # === New weights ===
 
 
-def test_after_training_generate_sees_the_new_weights(build_model, full_pass, greedy):
+def test_after_training_generate_sees_the_new_weights(build_model, greedy):
     import keras
 
     model = build_model(seed=21)
     model.compile(optimizer=keras.optimizers.Adam(0.05), sampler="greedy", run_eagerly=True)
     prompt = [2, 5, 6, 7]
-    before = model.generate(pack([prompt]), stop_token_ids=None)["token_ids"][0].tolist()
+
+    def generate():
+        return model.generate(pack([prompt]), stop_token_ids=None)["token_ids"].tolist()
+
+    before = generate()
     model.fit([" the quick brown fox"] * 2, batch_size=2, verbose=0)
-    after = model.generate(pack([prompt]), stop_token_ids=None)["token_ids"][0].tolist()
+    after = generate()
     assert after != before
-    assert after[4:] == greedy(full_pass(model), prompt, LENGTH - 4)
+    assert after == greedy(model, [prompt], LENGTH)
     # And weights that are assigned, without an optimizer.
     table = model.backbone.token_embedding.embeddings
     table.assign(-table.value)
-    assigned = model.generate(pack([prompt]), stop_token_ids=None)["token_ids"][0].tolist()
+    assigned = generate()
     assert assigned != after
-    assert assigned[4:] == greedy(full_pass(model), prompt, LENGTH - 4)
+    assert assigned == greedy(model, [prompt], LENGTH)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "mixed_float16"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 
 import h5py
@@ -318,7 +319,7 @@ def rename_datasets(source, target, renames):
 
 
 def read_all(folder):
-    with CheckpointWeights(read_preset(folder)) as source:
+    with contextlib.closing(CheckpointWeights(read_preset(folder))) as source:
         return {name: read_weight(source, name) for name in source.shapes}
 
 

@@ -282,7 +282,7 @@ def mutations(draw: st.DrawFn) -> Any:
 
 
 @given(mutations())
-@settings(max_examples=400)
+@settings(max_examples=300)
 @example(values())
 def test_any_json_is_a_valid_manifest_or_an_error(folder: Path, manifest: Any) -> None:
     try:

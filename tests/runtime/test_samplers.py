@@ -18,7 +18,7 @@ from runtime.samplers import GreedySampler, Sampler, TopKSampler
 from runtime.samplers.sampler import draw, softmax
 from tests.runtime.toy import CASES
 
-ROWS = 20_000
+ROWS = 8_000
 # The chi-square statistic's 99.99 % quantiles by degrees of freedom.
 CHI_SQUARE = {1: 15.14, 2: 18.42, 3: 21.11, 4: 23.51, 5: 25.74}
 

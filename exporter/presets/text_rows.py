@@ -1,4 +1,4 @@
-"""Text as rows of tokens with labels, for measuring perplexity."""
+"""Text as rows of tokens with labels, for training the embedded preset and measuring perplexity."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ def pack_rows(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Texts end to end, each with an end token after it, cut into rows that begin with a start token.
 
-    The same as `exporter.presets.train_tiny.pack_rows`, which the embedded preset was trained with,
-    without what training needs. What does not fill a row is left out, unless no row is full.
+    What does not fill a row is left out, unless no row is full.
 
     Args:
         tokenizer: of the model.
@@ -33,7 +32,7 @@ def pack_rows(
     for ids in tokenizer.encode_batch([text for text in texts if text]):
         stream += [*ids, tokenizer.end_token_id]
     if not stream:
-        raise ValueError("there is no text to measure")
+        raise ValueError("there is no text to pack")
     length = min(length, len(stream))
     rows = len(stream) // length
     labels = np.array(stream[: rows * length], np.int64).reshape(rows, length)
