@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -37,7 +38,7 @@ class FileEntry:
             raise ManifestError(f"a bundle's files have plain names, got {self.name!r}")
         if type(self.size) is not int or self.size < 0:
             raise ManifestError(f"{self.name}: the size must be a whole number, got {self.size!r}")
-        if not isinstance(self.sha256, str) or len(self.sha256) != 64:
+        if not isinstance(self.sha256, str) or not re.fullmatch("[0-9a-f]{64}", self.sha256):
             raise ManifestError(f"{self.name}: the hash must have 64 digits, got {self.sha256!r}")
 
     @classmethod
@@ -151,7 +152,7 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ManifestError(f"{path} is not JSON: {error}") from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise ManifestError(f"{path} is not the manifest of a bundle (format {FORMAT!r})")
@@ -181,6 +182,12 @@ def _parse(values: dict[str, Any]) -> Manifest:
             raise ManifestError(f"{name} must be one of {allowed}, got {values[name]!r}")
     model = ModelConfig.from_dict(values["model"])
     generation = GenerationDefaults(**values["generation"])
+    if not isinstance(generation.sampler, (str, dict)):
+        raise ManifestError(f"generation.sampler is no configuration: {generation.sampler!r}")
+    for name in ("source", "versions"):
+        mapping = values[name]
+        if not isinstance(mapping, dict) or not all(isinstance(v, str) for v in mapping.values()):
+            raise ManifestError(f"{name} is not valid: must map names to strings")
     length = generation.max_length
     if type(length) is not int or not 1 <= length <= model.max_sequence_length:
         raise ManifestError(f"generation.max_length is not within the model's positions: {length!r}")

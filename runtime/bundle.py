@@ -45,4 +45,7 @@ def load_bundle(folder: str | Path, *, verify: bool = False) -> Bundle:
         return Bundle(folder, manifest, None)
     if names != {VOCABULARY_FILE, MERGES_FILE}:
         raise BundleError(f"{folder} has an unknown kind of tokenizer: {sorted(names)}")
-    return Bundle(folder, manifest, Tokenizer.from_folder(folder))
+    try:
+        return Bundle(folder, manifest, Tokenizer.from_folder(folder))
+    except ValueError as error:
+        raise BundleError(f"{folder}: {error}") from None

@@ -18,12 +18,13 @@ class KVCache:
         dtype: NumPy dtype of the entries.
 
     Attributes:
-        layers: key and value buffers [batch, heads, capacity, head_dim] of each layer.
+        layers: key and value buffers [batch, heads, capacity + 1, head_dim] of each layer.
         lengths: int32 [batch], tokens of each row; what lies beyond them is overwritten later.
     """
 
     def __init__(self, config: ModelConfig, batch: int, capacity: int, dtype: str) -> None:
-        sizes = {"batch": batch, "capacity": capacity}
+        # One spare slot: the graphs write padding that would lie past the end into the last one.
+        sizes = {"batch": batch, "capacity": capacity + 1}
         shape = tuple(sizes[d] if isinstance(d, str) else d for d in cache_shape(config))
         self.capacity = capacity
         # Zeros, because masked slots are multiplied by zero and must not hold NaN.

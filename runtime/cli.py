@@ -129,9 +129,9 @@ def _with_options(name: str, values: dict[str, Any], options: argparse.Namespace
     changes = {key: value for key, value in given.items() if value is not None}
     try:
         return samplers.deserialize({"class_name": name, "config": {**values, **changes}})
-    except TypeError:
-        surplus = ", ".join(f"--{key}" for key in changes)
-        raise ValueError(f"the sampler {name} takes not all of {surplus}") from None
+    except ValueError as error:
+        options_given = ", ".join(f"--{key}" for key in changes)
+        raise ValueError(f"{error}{f' (from {options_given})' if changes else ''}") from None
 
 
 @dataclass(frozen=True)
@@ -143,12 +143,12 @@ class _Request:
 def _read_requests(path: str) -> list[_Request]:
     text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
     requests = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
             value = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
         if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
             raise ValueError(f'{path}, line {number} must be {{"prompt": "..."}}, got {line.strip()}')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -59,7 +60,8 @@ class Generator:
         self._decoder = decoder
         self.tokenizer = tokenizer
         self.config = decoder.config
-        self.max_length = max_length or decoder.config.max_sequence_length
+        self.max_length = decoder.config.max_sequence_length
+        self.max_length = self._limit(max_length, "max_length")
         self.compile(sampler)
 
     @classmethod
@@ -296,7 +298,12 @@ class Generator:
                     "of the token ids to stop at"
                 )
             return frozenset({self.tokenizer.end_token_id})
-        stops = frozenset(int(token) for token in stop_token_ids)
+        try:
+            stops = frozenset(operator.index(token) for token in stop_token_ids)
+        except TypeError:
+            raise ValueError(
+                f"stop_token_ids must be 'auto', None or token ids, got {stop_token_ids!r}"
+            ) from None
         size = self.config.vocabulary_size
         if any(not 0 <= token < size for token in stops):
             raise ValueError(f"stop_token_ids must be ids from 0 to {size - 1}, got {stop_token_ids}")

@@ -90,6 +90,12 @@ def _to_text(value: Any) -> str:
     if isinstance(value, bytes):
         return value.decode("utf-8")
     if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"a prompt holds half a surrogate pair, which is no text: {value!r}"
+            ) from None
         return str(value)
     raise ValueError(f"a prompt must be a string, got {value!r}")
 

@@ -104,6 +104,8 @@ class SessionDecoder:
             raise ValueError(
                 f"a cache of {cache.batch} rows got {batch} rows and {new_lengths.shape} lengths"
             )
+        if (new_lengths < 0).any() or (new_lengths > sequence).any():
+            raise ValueError(f"new_lengths must be from 0 to {sequence}, got {new_lengths}")
         longest = int((cache.lengths + new_lengths).max())
         if longest > cache.capacity:
             raise ValueError(f"a row of {longest} tokens has no room in a cache of {cache.capacity}")

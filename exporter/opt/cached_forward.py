@@ -67,7 +67,7 @@ def _plan_step(
     capacity = ops.shape(key_cache)[2]
     total = ops.minimum(ops.max(past_lengths) + sequence, capacity)
     seen = ops.arange(total, dtype="int32")[None, None, None, :] <= positions[:, None, :, None]
-    # A stopped row whose cache is full writes into its last slot, which nothing reads again.
+    # Padding that would lie past the end goes to the last slot, which callers keep spare for it.
     slots = ops.minimum(positions, capacity - 1)
     heads = backbone.num_heads
     shape = (batch, heads, sequence)

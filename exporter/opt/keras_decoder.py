@@ -17,7 +17,8 @@ class KerasCache:
 
     def __init__(self, backbone: OPTBackbone, batch: int, capacity: int) -> None:
         config = backbone.model_config
-        shape = (batch, config.num_heads, capacity, config.head_dim)
+        # One spare slot, where the forward pass writes padding that would lie past the end.
+        shape = (batch, config.num_heads, capacity + 1, config.head_dim)
         self.capacity = capacity
         self.lengths = np.zeros(batch, np.int32)
         zeros = tf.zeros(shape, backbone.compute_dtype)

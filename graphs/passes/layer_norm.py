@@ -88,6 +88,9 @@ def _weight(value: ir.Value | None, weights: set[ir.Value]) -> ir.Value | None:
 
 def _is_last_axis_mean(node: ir.Node) -> bool:
     axes = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    keep = node.attributes.get("keepdims")
+    if keep is not None and keep.as_int() != 1:
+        return False
     return axes is not None and axes.numpy().tolist() == [-1]
 
 
@@ -115,6 +118,9 @@ def _inverse_deviation_epsilon(value: ir.Value | None, x: ir.Value) -> float | N
             and centred is not None
             and square.inputs[0] is square.inputs[1]
             and centred.inputs[0] is x
+            and (centre := producer(centred.inputs[1], "ReduceMean")) is not None
+            and centre.inputs[0] is x
+            and _is_last_axis_mean(centre)
         ):
             return float(tensor.numpy().reshape(()))
     return None

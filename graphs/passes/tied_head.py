@@ -23,6 +23,10 @@ def fuse_tied_head(program: Program) -> int:
         transpose = producer(node.inputs[1], "Transpose")
         if transpose is None or transpose.inputs[0] not in weights:
             continue
+        # The traced hidden states have no shape of their own; the logits they make have.
+        product_is_matrix = _is_matrix(node.inputs[0]) or _is_matrix(node.outputs[0])
+        if not product_is_matrix or not _is_matrix(transpose.inputs[0]):
+            continue
         permutation = transpose.attributes.get("perm")
         if permutation is not None and list(permutation.as_ints()) != [1, 0]:
             continue
@@ -31,3 +35,7 @@ def fuse_tied_head(program: Program) -> int:
         count += 1
     remove_unused(graph)
     return count
+
+
+def _is_matrix(value: ir.Value | None) -> bool:
+    return value is not None and value.shape is not None and len(value.shape) == 2

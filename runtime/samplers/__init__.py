@@ -32,7 +32,10 @@ def deserialize(config: Mapping[str, object]) -> Sampler:
             f"unknown sampler configuration {dict(config)!r}; class_name must be one of "
             f"{sorted(classes)}"
         )
-    return classes[name].from_config(values)
+    try:
+        return classes[name].from_config(values)
+    except TypeError:
+        raise ValueError(f"the sampler {name} takes not all of {sorted(values)}") from None
 
 
 def get(identifier: str | Sampler | Mapping[str, object]) -> Sampler:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -26,12 +27,14 @@ class Sampler:
     """
 
     def __init__(self, temperature: float = 1.0, seed: int | None = None) -> None:
-        if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
+        is_number = isinstance(temperature, numbers.Real) and not isinstance(temperature, bool)
+        if not is_number or not 0 < temperature < math.inf:
             raise ValueError(f"temperature must be a number above 0, got {temperature!r}")
-        if seed is not None and (not isinstance(seed, (int, np.integer)) or seed < 0):
+        is_whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
+        if seed is not None and (not is_whole or seed < 0):
             raise ValueError(f"seed must be a whole number of at least 0 or None, got {seed!r}")
         self.temperature = float(temperature)
-        self.seed = seed
+        self.seed = None if seed is None else int(seed)
 
     def sample(
         self, logits: NDArray[np.float32], generators: Sequence[np.random.Generator]

@@ -186,9 +186,7 @@ def compare(config: ModelConfig, workspace: Path) -> list[Parity]:
     single, batched = greedy_batches(generator, prompts, 1), greedy_batches(generator, prompts, BATCH)
     decoder = SessionDecoder(load_bundle(workspace / "bundle"))
     references = (TransformersReference(transformers_folder), KerasHubReference(hub_folder))
-    return [
-        _compare_one(reference, decoder, prompts, single, batched) for reference in references
-    ]
+    return [_compare_one(reference, decoder, prompts, single, batched) for reference in references]
 
 
 def _compare_one(reference, decoder, prompts, single, batched) -> Parity:

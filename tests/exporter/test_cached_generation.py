@@ -84,7 +84,7 @@ def test_the_default_length_is_the_preprocessor_s(model, expected, greedy):
 
 
 def test_up_to_the_last_position_of_the_model(model, greedy):
-    prompt = [2, 5, 6, 7]
+    prompt = np.random.default_rng(1).integers(0, 288, 52).tolist()
     found = model.generate(pack([prompt], 64), stop_token_ids=None)
     assert found["token_ids"].tolist() == greedy(model, [prompt], 64)
 

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import shutil
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -370,6 +371,26 @@ def test_the_default_output_is_the_preset_s_name_here(toy_preset, tmp_path, monk
     assert code == 0
     assert out.startswith("Bundle       toy\n")
     assert {p.name for p in (tmp_path / "toy").iterdir()} == FILES
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "handle"),
+    [
+        ("kagglehub", "model_download", "kaggle://me/opt/keras/mine"),
+        ("kagglehub", "model_download", "kaggle://me/opt/keras/mine/4"),
+        ("huggingface_hub", "snapshot_download", "hf://me/mine"),
+        ("huggingface_hub", "snapshot_download", "hf://me/mine@refs/pr/4"),
+    ],
+)
+def test_the_default_output_of_a_handle_is_the_model_s_name(
+    toy_preset, tmp_path, monkeypatch, module, function, handle
+):
+    stand_in = SimpleNamespace(**{function: lambda *args, **options: str(toy_preset)})
+    monkeypatch.setitem(sys.modules, module, stand_in)
+    monkeypatch.chdir(tmp_path)
+    summary = export_bundle(handle, verify="none")
+    assert summary.bundle.name == "mine"
+    assert "mine" in read_manifest(tmp_path / "mine").source["preset"]
 
 
 def test_a_preset_in_this_folder_is_not_written_over(toy_preset, tmp_path, monkeypatch):

@@ -96,19 +96,20 @@ def test_no_standard_input(run: Run, toy_bundle: Path, monkeypatch: pytest.Monke
     assert cli.main([str(toy_bundle)]) == 2
 
 
-def test_text_is_printed_as_it_comes(
-    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = []
+def test_text_is_printed_as_it_comes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each piece has left the process's own buffer before the next is asked for."""
+    written, seen = io.BytesIO(), []
 
     def stream(self: Generator, prompt: str, **options: Any) -> Iterator[str]:
         for piece in (prompt, " one", " two"):
             yield piece
-            seen.append(capsys.readouterr().out)
+            seen.append(written.getvalue().decode())
 
     monkeypatch.setattr(Generator, "stream", stream)
-    assert run("the") == (0, "\n", "")
-    assert seen == ["the", " one", " two"]
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="utf-8", newline=""))
+    assert run("the")[0] == 0
+    assert seen == ["the", "the one", "the one two"]
+    assert written.getvalue() == b"the one two\n"
 
 
 # === Options ===
@@ -448,6 +449,21 @@ def test_the_command_on_an_error(tmp_path: Path, repository: Path) -> None:
     assert (result.returncode, result.stdout) == (2, b"")
     assert b"is no bundle" in result.stderr
     assert b"Traceback" not in result.stderr
+
+
+def test_a_broken_pipe_is_no_error(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stream(self: Generator, prompt: str, **options: Any) -> Iterator[str]:
+        raise BrokenPipeError
+        yield ""
+
+    monkeypatch.setattr(Generator, "stream", stream)
+    with (tmp_path / "output").open("w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        assert run("the") == (0, "", "")
+        print("what Python writes when it ends goes nowhere", file=output)
+    assert (tmp_path / "output").read_text() == ""
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes close as POSIX has it")

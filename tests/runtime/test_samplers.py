@@ -47,10 +47,10 @@ def test_draw_is_the_inverse_distribution() -> None:
         def random(self) -> float:
             return self.value
 
-    values = [0.0, 0.249, 0.251, 0.749, 0.751, 0.9999999999999999]
-    probabilities = np.tile([0.25, 0.0, 0.5, 0.25], (len(values), 1))
+    values = [0.0, 0.249, 0.25, 0.251, 0.749, 0.75, 0.9999999999999999]
+    probabilities = np.tile([0.0, 0.25, 0.0, 0.5, 0.25, 0.0], (len(values), 1))
     picks = draw(probabilities, [Fixed(value) for value in values])  # type: ignore[misc]
-    assert picks.tolist() == [0, 0, 2, 2, 3, 3]
+    assert picks.tolist() == [1, 1, 3, 3, 3, 4, 4]  # never one of no probability
     assert picks.dtype == np.int64
 
 
