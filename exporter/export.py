@@ -12,7 +12,7 @@ from exporter.bundle_folder import atomic_folder, check_space, check_target
 from exporter.errors import ExportError
 from exporter.opt.causal_lm import CausalLM
 from exporter.presets.folder import PresetFolder, read_preset
-from exporter.presets.handles import resolve_preset
+from exporter.presets.handles import preset_name, resolve_preset
 from exporter.progress import Progress
 from exporter.tracing import build_weightless_backbone, trace, weight_shapes
 from exporter.verification import (
@@ -167,12 +167,12 @@ def _preset_subject(name: str, preset: PresetFolder) -> _Subject:
     if preset.vocabulary is not None:
         tokenizer = Tokenizer(preset.vocabulary, preset.merges or [])
     return _Subject(
-        name=Path(name).name,
+        name=preset_name(name),
         config=preset.config,
         tokenizer=tokenizer,
         max_length=min(preset.sequence_length, preset.config.max_sequence_length),
         sampler=samplers.get("top_k"),
-        source={"preset": Path(name).name, "format": preset.format},
+        source={"preset": preset_name(name), "format": preset.format},
         weights=CheckpointWeights(preset),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import struct
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ SAFETENSORS_DTYPES: dict[str, Any] = {
     "F16": np.float16,
     "BF16": ml_dtypes.bfloat16,
 }
+OLD_LAYERS = "_layer_checkpoint_dependencies/"
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 
 
@@ -64,13 +66,13 @@ class SafetensorsReader:
                 header = json.loads(file.read(header_size))
                 header.pop("__metadata__", None)
                 self._entries = {name: _entry(value) for name, value in header.items()}
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise CheckpointError(f"{path} has an unreadable header: {error}") from None
         self._data_start = 8 + header_size
         self._data_size = size - self._data_start
         for name, (dtype, shape, begin, end) in self._entries.items():
             expected = int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize
-            if begin < 0 or end - begin != expected:
+            if begin < 0 or end - begin != expected or min(shape, default=0) < 0:
                 raise CheckpointError(
                     f"{path}: tensor {name!r} of shape {shape} takes {expected} bytes, "
                     f"but the header gives it {end - begin}"
@@ -80,6 +82,11 @@ class SafetensorsReader:
                     f"{path} is truncated: tensor {name!r} ends at byte {self._data_start + end} of "
                     f"{size}; fetch the file again"
                 )
+
+        placed = sorted((begin, end, name) for name, (_, _, begin, end) in self._entries.items())
+        for (_, end, first), (begin, _, second) in itertools.pairwise(placed):
+            if begin < end:
+                raise CheckpointError(f"{path}: tensors {first!r} and {second!r} overlap")
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -125,6 +132,9 @@ class H5Reader:
         self._file.visititems(self._visit)
 
     def _visit(self, name: str, item: Any) -> None:
+        # Keras before 3 wrote the layers under another name.
+        if name.startswith(OLD_LAYERS):
+            name = "layers/" + name.removeprefix(OLD_LAYERS)
         # Optimizer state and random seeds are no weights of the model.
         if isinstance(item, h5py.Dataset) and not name.startswith(("optimizer", "_")):
             self._datasets[name] = item
@@ -200,8 +210,8 @@ def _shard_names(index_path: Path) -> list[str]:
         raise CheckpointError(f"{index_path} is not an index of shards: {error!r}") from None
     names: set[str] = set()
     for entry in files:  # Keras lists several files where a layer is spread over them
-        names.update(entry if isinstance(entry, list) else [entry])
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise CheckpointError(f"{index_path} names a shard outside its folder: {name!r}")
+        for name in entry if isinstance(entry, list) else [entry]:
+            if not isinstance(name, str) or name in ("", "..") or Path(name).name != name:
+                raise CheckpointError(f"{index_path} names a shard outside its folder: {name!r}")
+            names.add(name)
     return sorted(names)

@@ -62,6 +62,9 @@ class OPTBackbone(keras.Model):
         dtype: Any = None,
         **kwargs: Any,
     ) -> None:
+        surplus = sorted(set(kwargs) - {"name", "trainable"})
+        if surplus:
+            raise TypeError(f"OPTBackbone has no arguments {surplus}")
         model_config = ModelConfig(
             vocabulary_size=vocabulary_size,
             num_layers=num_layers,

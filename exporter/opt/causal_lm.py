@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import tensorflow as tf
+
 from exporter.opt import pipeline
 from exporter.opt.backbone import OPTBackbone
 from exporter.opt.keras_backend import keras
@@ -94,7 +96,8 @@ class CausalLM(keras.Model):
         )
         if validation_data is not None:
             parts = validation_data if isinstance(validation_data, tuple) else (validation_data,)
-            validation_data = pipeline.dataset(self.preprocessor, *parts, batch_size=batch_size)
+            size = None if isinstance(parts[0], tf.data.Dataset) else batch_size
+            validation_data = pipeline.dataset(self.preprocessor, *parts, batch_size=size)
         return super().fit(
             data, None, None, *args, validation_data=validation_data, shuffle=False, **kwargs
         )
@@ -109,6 +112,8 @@ class CausalLM(keras.Model):
         **kwargs: Any,
     ) -> Any:
         """`keras.Model.evaluate` on strings (with a preprocessor) or on token dictionaries."""
+        if kwargs.get("_use_cached_eval_dataset"):  # inside fit, which has preprocessed it
+            return super().evaluate(x, y, batch_size, *args, sample_weight=sample_weight, **kwargs)
         data = pipeline.dataset(self.preprocessor, x, y, sample_weight, batch_size=batch_size)
         return super().evaluate(data, None, None, *args, **kwargs)
 

@@ -28,7 +28,7 @@ class KerasCache:
 class KerasDecoder:
     """A `runtime.decoder.Decoder` over live Keras weights: new weights are seen at once.
 
-    The forward pass is traced once for prompts and once for single tokens.
+    The forward pass is traced at the first call, for all batch sizes and lengths.
     """
 
     def __init__(self, backbone: OPTBackbone) -> None:

@@ -50,7 +50,7 @@ class OPTAttention(keras.layers.Layer):
     """
 
     def __init__(self, num_heads: int, dropout: float = 0.0, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)  # the bias stays float32 in narrow dtypes
         self.num_heads = num_heads
         self.dropout = dropout
         self.softmax = keras.layers.Softmax(dtype="float32", name="softmax")
@@ -134,7 +134,7 @@ class OPTDecoderLayer(keras.layers.Layer):
         layer_norm_epsilon: float = 1e-5,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)  # the bias stays float32 in narrow dtypes
         self.num_heads = num_heads
         self.intermediate_dim = intermediate_dim
         self.dropout = dropout
@@ -244,7 +244,8 @@ class OPTEmbedding(keras.layers.Layer):
         positions = ops.minimum(positions, self.max_sequence_length - 1)
         # A plain gather: Keras's own also serves negative indices, at five nodes in the graph.
         tokens = tf.gather(ops.convert_to_tensor(self.token_embedding.embeddings), token_ids)
-        return tokens + tf.gather(ops.convert_to_tensor(self.position_embedding.embeddings), positions)
+        places = tf.gather(ops.convert_to_tensor(self.position_embedding.embeddings), positions)
+        return ops.cast(tokens, self.compute_dtype) + ops.cast(places, self.compute_dtype)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return (*input_shape, self.hidden_dim)

@@ -66,9 +66,13 @@ def split(parts: tuple[Any, ...], fraction: float) -> tuple[tuple[Any, ...], tup
     cut = int(count * (1 - fraction))
     if cut in (0, count):
         raise ValueError(f"validation_split={fraction} of {count} examples leaves one part empty")
-    first = tuple(keras.tree.map_structure(lambda a: a[:cut], part) for part in arrays)
-    second = tuple(keras.tree.map_structure(lambda a: a[cut:], part) for part in arrays)
-    return first, tuple(part for part in second if part is not None)
+
+    def cut_at(part: Any, rows: slice) -> Any:
+        return None if part is None else keras.tree.map_structure(lambda a: a[rows], part)
+
+    first = tuple(cut_at(part, slice(cut)) for part in arrays)
+    second = tuple(cut_at(part, slice(cut, None)) for part in arrays)
+    return first, second
 
 
 def _arrays(data: Any) -> Any:
@@ -77,5 +81,7 @@ def _arrays(data: Any) -> Any:
     if isinstance(data, dict):
         return {name: _arrays(value) for name, value in data.items()}
     if isinstance(data, (list, tuple)):
+        if not data:
+            raise ValueError("expected examples, got an empty list")
         return np.asarray(data, dtype=object) if isinstance(data[0], str) else np.asarray(data)
     return data

@@ -108,10 +108,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_optional(path: Path) -> dict[str, Any]:
-    return _read_json(path) if path.is_file() else {}
-
-
 # === Keras ===
 
 
@@ -120,7 +116,7 @@ def _read_keras(folder: Path, config: dict[str, Any]) -> PresetFolder:
     if name not in KERAS_CLASSES:
         raise PresetError(f"{folder} holds {name!r}, not an OPT model ({KERAS_CLASSES[0]!r})")
     values = config["config"]
-    preprocessor = _read_optional(folder / "preprocessor.json").get("config", {})
+    preprocessor = _preprocessor_config(folder / "preprocessor.json")
     vocabulary, merges = _keras_tokenizer(folder / "assets" / "tokenizer")
     return PresetFolder(
         folder=folder,
@@ -141,6 +137,16 @@ def _read_keras(folder: Path, config: dict[str, Any]) -> PresetFolder:
         vocabulary=vocabulary,
         merges=merges,
     )
+
+
+def _preprocessor_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    config = _read_json(path).get("config", {})
+    length = config.get("sequence_length", 1) if isinstance(config, dict) else None
+    if type(length) is not int or length < 1:
+        raise PresetError(f"{path}: sequence_length must be a positive whole number, got {length!r}")
+    return config
 
 
 def _keras_dtype(value: Any) -> str:
@@ -197,11 +203,17 @@ def _hugging_face_tokenizer(folder: Path) -> tuple[dict[str, int] | None, list[s
         return dict(_read_json(folder / "vocab.json")), _read_lines(folder / "merges.txt")
     if not (folder / "tokenizer.json").is_file():
         return None, None
-    fast = _read_json(folder / "tokenizer.json")
-    model = fast["model"]
-    vocabulary = dict(model["vocab"])
-    vocabulary.update({token["content"]: token["id"] for token in fast.get("added_tokens", [])})
-    merges = [rule if isinstance(rule, str) else " ".join(rule) for rule in model["merges"]]
+    path = folder / "tokenizer.json"
+    fast = _read_json(path)
+    try:
+        model = fast["model"]
+        vocabulary = dict(model["vocab"])
+        vocabulary.update({token["content"]: token["id"] for token in fast.get("added_tokens", [])})
+        merges = [rule if isinstance(rule, str) else " ".join(rule) for rule in model["merges"]]
+    except KeyError as error:
+        raise PresetError(f"{path} lacks the value {error}") from None
+    except (AttributeError, TypeError, ValueError) as error:
+        raise PresetError(f"{path}: {error}") from None
     return vocabulary, merges
 
 

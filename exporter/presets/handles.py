@@ -41,8 +41,17 @@ def resolve_preset(preset: str | Path) -> Path:
     return folder
 
 
+def preset_name(preset: str) -> str:
+    """What to call a preset: a handle's model without its version, or a folder's own name."""
+    if preset.startswith(KAGGLE_PREFIX):
+        return preset.removeprefix(KAGGLE_PREFIX).split("/")[3]
+    if preset.startswith(HUGGING_FACE_PREFIX):
+        return preset.removeprefix(HUGGING_FACE_PREFIX).partition("@")[0].split("/")[1]
+    return Path(preset).name
+
+
 def _download_kaggle(preset: str, handle: str) -> Path:
-    if len(handle.split("/")) not in (4, 5):
+    if len(handle.split("/")) not in (4, 5) or not all(handle.split("/")):
         raise PresetError(f"cannot read the handle {preset!r}; give {HANDLE_FORMS}")
     try:
         import kagglehub
@@ -58,7 +67,8 @@ def _download_kaggle(preset: str, handle: str) -> Path:
 
 def _download_hugging_face(preset: str, handle: str) -> Path:
     repository, _, revision = handle.partition("@")
-    if len(repository.split("/")) != 2 or handle.endswith("@"):
+    parts = repository.split("/")
+    if len(parts) != 2 or not all(parts) or handle.endswith("@"):
         raise PresetError(f"cannot read the handle {preset!r}; give {HANDLE_FORMS}")
     try:
         import huggingface_hub

@@ -105,7 +105,6 @@ def _save_weights(backbone: OPTBackbone, path: Path, dtype: str | None) -> None:
 
 
 def _write_dataset(file: h5py.File, name: str, values: np.ndarray) -> None:
-    if values.dtype == ml_dtypes.bfloat16:  # HDF5 has no bfloat16; Keras stores the bits
-        file.create_dataset(name, data=values.view(np.uint16)).attrs["dtype"] = "bfloat16"
-    else:
-        file.create_dataset(name, data=values)
+    dataset = file.create_dataset(name, data=values)
+    if values.dtype == ml_dtypes.bfloat16:  # HDF5 has no bfloat16: h5py stores it as opaque bytes
+        dataset.attrs["dtype"] = "bfloat16"

@@ -189,7 +189,7 @@ def test_a_greedy_bundle_stays_greedy(run: Run, toy_bundle_copy: Path, generator
     assert isinstance(generator.sampler, GreedySampler)
     assert_error(
         run("the", "--k", "3", "--seed", "1", bundle=toy_bundle_copy),
-        "the sampler GreedySampler takes not all of --k, --seed",
+        "the sampler GreedySampler takes not all of ['k', 'seed'] (from --k, --seed)",
     )
 
 
@@ -381,7 +381,10 @@ def test_ctrl_c(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         (["the", "--temperature", "0"], "temperature must be a number above 0, got 0.0"),
         (["the", "--temperature", "nan"], "temperature must be a number above 0, got nan"),
         (["the", "--seed", "-1"], "seed must be a whole number of at least 0 or None, got -1"),
-        (["the", "--sampler", "greedy", "--k", "5"], "the sampler greedy takes not all of --k"),
+        (
+            ["the", "--sampler", "greedy", "--k", "5"],
+            "the sampler greedy takes not all of ['k'] (from --k)",
+        ),
         (["the", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
         (["--input", "no such file.jsonl"], "No such file or directory: 'no such file.jsonl'"),
         (["a\udcff"], "prompt"),
