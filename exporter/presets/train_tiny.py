@@ -11,7 +11,9 @@ import json
 import math
 import platform
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from tokenizers import Tokenizer as TokenizersBackend
@@ -29,6 +31,21 @@ from exporter.presets.text_rows import pack_rows
 
 SEQUENCE_LENGTH = TINY.max_sequence_length
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]  # OPT's, in its order
+
+
+@dataclass(frozen=True)
+class TrainingPhase:
+    """One run over the training rows: optimizer, passes, rows a step, highest learning rate."""
+
+    optimizer: Literal["adamw", "muon"]
+    epochs: int
+    batch_size: int
+    peak_rate: float
+
+
+# Many small steps first; then Muon, which learns more from a token where the weights are no longer new.
+PHASES = (TrainingPhase("adamw", 9, 2, 1e-3), TrainingPhase("muon", 3, 8, 2e-3))
+DROPOUT = 0.1
 SAMPLE_PROMPTS = ("The import statement", "Return a list of", "If the argument is")
 
 
@@ -66,33 +83,57 @@ def perplexity(model: OPTCausalLM, rows: tuple[np.ndarray, np.ndarray], batch_si
     return math.exp(loss)
 
 
-def train(output: Path, epochs: int, batch_size: int, peak_rate: float, dropout: float) -> None:
-    """Trains, saves the preset and its facts (`TRAINING.json`) into a folder."""
-    keras.utils.set_random_seed(1)
-    training, held_out = split_documents()
-    tokenizer = train_tokenizer(training)
-    rows = pack_rows(tokenizer, training, SEQUENCE_LENGTH)
-    held_out_rows = pack_rows(tokenizer, held_out, SEQUENCE_LENGTH)
-    steps = epochs * math.ceil(len(rows[1]) / batch_size)
-    print(f"{rows[1].size} training tokens, {held_out_rows[1].size} held out, {steps} steps")
-
-    model = OPTCausalLM(OPTBackbone.from_sizes(TINY, dropout=dropout))
+def run_phase(
+    model: OPTCausalLM,
+    phase: TrainingPhase,
+    rows: tuple[np.ndarray, np.ndarray],
+    held_out_rows: tuple[np.ndarray, np.ndarray],
+) -> None:
+    """Trains a model without a preprocessor on packed rows."""
+    steps = phase.epochs * math.ceil(len(rows[1]) / phase.batch_size)
     schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, steps, alpha=0.02, warmup_target=peak_rate, warmup_steps=min(100, steps // 10)
+        0.0, steps, alpha=0.02, warmup_target=phase.peak_rate, warmup_steps=min(100, steps // 10)
     )
-    model.compile(
-        optimizer=keras.optimizers.AdamW(schedule, weight_decay=0.05, clipnorm=1.0),
-        jit_compile=False,  # XLA on CPU is the slower of the two here
-    )
+    if phase.optimizer == "muon":
+        optimizer = keras.optimizers.Muon(schedule, exclude_layers=["embedding"])
+    else:
+        optimizer = keras.optimizers.AdamW(schedule, weight_decay=0.05, clipnorm=1.0)
+    model.compile(optimizer=optimizer, jit_compile=False)  # XLA on CPU is the slower of the two here
+    print(f"{phase}: {steps} steps", flush=True)
     model.fit(
         *as_examples(rows),
-        batch_size=batch_size,
-        epochs=epochs,
+        batch_size=phase.batch_size,
+        epochs=phase.epochs,
         validation_data=as_examples(held_out_rows),
         verbose=2,
     )
-    model.preprocessor = OPTCausalLMPreprocessor(tokenizer, sequence_length=SEQUENCE_LENGTH)
-    save_causal_lm(model, output, weights_dtype="float16")
+
+
+def train(output: Path, start: Path | None = None) -> None:
+    """Trains, saves the preset and its facts (`TRAINING.json`) into a folder.
+
+    Args:
+        output: the folder.
+        start: a preset that the earlier phases made; only the last one runs.
+    """
+    keras.utils.set_random_seed(1)
+    training, held_out = split_documents()
+    if start is None:
+        tokenizer = train_tokenizer(training)
+        backbone = OPTBackbone.from_sizes(TINY, dropout=DROPOUT)
+    else:
+        tokenizer = OPTTokenizer.from_preset(str(start))
+        backbone = OPTBackbone.from_preset(str(start), dropout=DROPOUT)
+    rows = pack_rows(tokenizer, training, SEQUENCE_LENGTH)
+    held_out_rows = pack_rows(tokenizer, held_out, SEQUENCE_LENGTH)
+    print(f"{rows[1].size} training tokens, {held_out_rows[1].size} held out", flush=True)
+
+    preprocessor = OPTCausalLMPreprocessor(tokenizer, sequence_length=SEQUENCE_LENGTH)
+    for phase in PHASES if start is None else PHASES[-1:]:
+        model = OPTCausalLM(backbone)
+        run_phase(model, phase, rows, held_out_rows)
+        model.preprocessor = preprocessor
+        save_causal_lm(model, output, weights_dtype="float16")
 
     # What is stored is what counts: read it back before measuring.
     saved = OPTCausalLM.from_preset(str(output))
@@ -100,7 +141,7 @@ def train(output: Path, epochs: int, batch_size: int, peak_rate: float, dropout:
         "parameters": saved.count_params(),
         "training_tokens": int(rows[1].size),
         "held_out_tokens": int(held_out_rows[1].size),
-        "epochs": epochs,
+        "phases": [asdict(phase) for phase in PHASES],
         "python": platform.python_version(),
         "held_out_perplexity": round(perplexity(saved, held_out_rows), 4),
     }
@@ -113,12 +154,9 @@ def train(output: Path, epochs: int, batch_size: int, peak_rate: float, dropout:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", type=Path, help="folder to write the preset into")
-    parser.add_argument("--epochs", type=int, default=9)
-    parser.add_argument("--batch-size", type=int, default=2)
-    parser.add_argument("--peak-rate", type=float, default=1e-3)
-    parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--start", type=Path, help="a preset to run only the last phase on")
     options = parser.parse_args()
-    train(options.output, options.epochs, options.batch_size, options.peak_rate, options.dropout)
+    train(options.output, options.start)
 
 
 if __name__ == "__main__":
