@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -372,3 +374,20 @@ def quick_tracing(_traced):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "trace", trace_once)
         yield
+
+
+@pytest.fixture(scope="module")
+def toy_bundle_of_ours(quick_tracing, toy_preset, tmp_path_factory):
+    """A bundle of the preset that our own model saved, made by the command; not to be altered."""
+    from tests.exporter.export_helpers import run
+
+    folder = tmp_path_factory.mktemp("bundles") / "toy"
+    code, out, err = run("--preset", toy_preset, "--output", folder)
+    assert code == 0, err
+    return SimpleNamespace(folder=folder, out=out, err=err)
+
+
+@pytest.fixture
+def old_bundle(toy_bundle_of_ours, tmp_path):
+    """A bundle that stands where an export is to go."""
+    return shutil.copytree(toy_bundle_of_ours.folder, tmp_path / "bundle")

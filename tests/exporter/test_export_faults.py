@@ -1,0 +1,307 @@
+"""Exports that cannot be: what is said, and that nothing is left behind or lost."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from exporter import export, export_bundle
+from exporter.errors import CheckpointError, ExportError, PresetError
+from exporter.presets.folder import read_preset
+from exporter.weights import CheckpointWeights
+from graphs.manifest import read_manifest
+from tests.exporter.export_helpers import (
+    FILES,
+    STEPS,
+    fails,
+    listing,
+    run,
+)
+
+pytestmark = pytest.mark.usefixtures("quick_tracing")
+
+
+# === Where the output is not free ===
+
+
+def test_an_existing_bundle_stays_without_force(old_bundle, toy_preset):
+    before = listing(old_bundle.parent)
+    line = fails("--preset", toy_preset, "--output", old_bundle)
+    assert line == f"{old_bundle} exists; replace it with --force or choose another --output"
+    assert listing(old_bundle.parent) == before
+
+
+def test_force_replaces_a_bundle_as_a_whole(old_bundle, plain_hf_folder):
+    (old_bundle / "notes.txt").write_text("of the old one", encoding="utf-8")
+    code, _, err = run(
+        "--preset", plain_hf_folder, "--output", old_bundle, "--force", "--verify", "graph"
+    )
+    assert code == 0, err
+    assert {p.name for p in old_bundle.iterdir()} == FILES - {"vocabulary.json", "merges.txt"}
+    assert read_manifest(old_bundle).source["preset"] == "plain_hf"
+    assert {p.name for p in old_bundle.parent.iterdir()} == {"bundle", "plain_hf"}
+
+
+@pytest.mark.parametrize("options", [[], ["--force"]])
+@pytest.mark.parametrize("kind", ["file", "link", "folder"])
+def test_what_is_no_bundle_is_never_replaced(toy_preset, tmp_path, kind, options):
+    target = tmp_path / "target"
+    if kind == "file":
+        target.write_text("mine", encoding="utf-8")
+    elif kind == "folder":
+        target.mkdir()
+        (target / "mine.txt").write_text("mine", encoding="utf-8")
+    else:
+        (tmp_path / "elsewhere").mkdir()
+        target.symlink_to(tmp_path / "elsewhere")
+    before = listing(tmp_path)
+    what = "a bundle" if kind == "folder" else "a folder"
+    line = fails("--preset", toy_preset, "--output", target, *options)
+    assert line == f"{target} exists and is not {what}; choose another --output"
+    assert listing(tmp_path) == before
+
+
+def test_an_empty_folder_is_free(toy_preset, tmp_path):
+    (tmp_path / "b").mkdir()
+    code, _, err = run("--preset", toy_preset, "--output", tmp_path / "b", "--verify", "none")
+    assert code == 0, err
+    assert {p.name for p in (tmp_path / "b").iterdir()} == FILES
+
+
+def test_a_disk_that_is_too_small(toy_preset, tmp_path, monkeypatch):
+    def never(*_):
+        raise AssertionError("nothing may be traced or written")
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100_000))
+    monkeypatch.setattr(export, "trace", never)
+    monkeypatch.setattr(export, "write_weights", never)
+    line = fails("--preset", toy_preset, "--output", tmp_path / "b")
+    assert line == (
+        f"the disk of {tmp_path} has 0.00 GB free and the bundle takes 0.00 GB; free some room or "
+        "choose an --output on another disk"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_just_large_enough(toy_preset, tmp_path, monkeypatch):
+    weights = 0
+    with contextlib.closing(CheckpointWeights(read_preset(toy_preset))) as source:
+        weights = sum(int(np.prod(shape)) * 4 for shape in source.shapes.values())
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=weights))
+    with pytest.raises(ExportError, match="free some room"):
+        export_bundle(toy_preset, tmp_path / "b", verify="none")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=weights + 10**6))
+    export_bundle(toy_preset, tmp_path / "b", verify="none")
+    assert sum(p.stat().st_size for p in (tmp_path / "b").iterdir()) < weights + 10**6
+
+
+# === Failing midway ===
+
+
+def raising(error):
+    def step(*args, **kwargs):
+        raise error
+
+    return step
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (RuntimeError("broken here"), 2, "broken here"),
+        (OSError(28, "No space left on device"), 2, "[Errno 28] No space left on device"),
+        (KeyboardInterrupt(), 130, "interrupted; nothing was left behind"),
+    ],
+    ids=["error", "full", "interrupt"],
+)
+def test_nothing_is_left_of_a_failed_export(
+    toy_preset, tmp_path, monkeypatch, step, error, code, message
+):
+    monkeypatch.setattr(export, step, raising(error))
+    assert fails("--preset", toy_preset, "--output", tmp_path / "b", code=code) == message
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("error", [RuntimeError("broken here"), KeyboardInterrupt()], ids=repr)
+def test_the_old_bundle_survives_a_failed_export(old_bundle, toy_preset, monkeypatch, step, error):
+    before = listing(old_bundle.parent)
+    monkeypatch.setattr(export, step, raising(error))
+    code = 130 if isinstance(error, KeyboardInterrupt) else 2
+    fails("--preset", toy_preset, "--output", old_bundle, "--force", code=code)
+    assert listing(old_bundle.parent) == before
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyboardInterrupt()], ids=repr)
+def test_failing_in_the_middle_of_the_weights(
+    toy_preset, old_bundle, tmp_path, monkeypatch, error, force
+):
+    blocks, calls = CheckpointWeights.blocks, []
+
+    def few_blocks(self, name):
+        calls.append(name)
+        if len(calls) > 6:
+            raise error
+        return blocks(self, name)
+
+    monkeypatch.setattr(CheckpointWeights, "blocks", few_blocks)
+    before = listing(tmp_path)
+    target = old_bundle if force else tmp_path / "new"
+    code = 130 if isinstance(error, KeyboardInterrupt) else 2
+    fails("--preset", toy_preset, "--output", target, *["--force"] * force, code=code)
+    assert len(calls) == 7
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("error", [OSError("cannot rename"), KeyboardInterrupt()], ids=repr)
+def test_failing_between_the_two_renames_brings_the_old_bundle_back(
+    old_bundle, toy_preset, monkeypatch, error
+):
+    path_type = type(old_bundle)
+    rename, before = path_type.rename, listing(old_bundle.parent)
+
+    def rename_once(self, target):
+        if ".partial-" in self.name:
+            raise error
+        return rename(self, target)
+
+    monkeypatch.setattr(path_type, "rename", rename_once)
+    code = 130 if isinstance(error, KeyboardInterrupt) else 2
+    fails("--preset", toy_preset, "--output", old_bundle, "--force", "--verify", "none", code=code)
+    assert listing(old_bundle.parent) == before
+
+
+def test_leftovers_of_a_killed_export_do_not_disturb(toy_preset, tmp_path):
+    import os
+
+    leftover = tmp_path / f".b.partial-{os.getpid()}"
+    leftover.mkdir()
+    (leftover / "weights.bin").write_bytes(b"half")
+    export_bundle(toy_preset, tmp_path / "b", verify="none")
+    assert {p.name for p in tmp_path.iterdir()} == {"b"}
+    assert {p.name for p in (tmp_path / "b").iterdir()} == FILES
+
+
+# === Presets that cannot be exported ===
+
+
+def copy_preset(preset, tmp_path):
+    return shutil.copytree(preset, tmp_path / "preset")
+
+
+def rewrite_weights(folder, change):
+    """Changes the tensors of a Keras weights file by name."""
+    import h5py
+
+    with h5py.File(folder / "model.weights.h5", "a") as file:
+        change(file)
+
+
+def test_an_unknown_preset(tmp_path):
+    line = fails("--preset", "opt_13b_en", "--output", tmp_path / "b")
+    assert line.startswith("no preset 'opt_13b_en'; give a built-in name (opt_tiny_en, ")
+    with pytest.raises(PresetError):
+        export_bundle("opt_13b_en", tmp_path / "b")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_without_a_config(tmp_path):
+    (tmp_path / "empty").mkdir()
+    line = fails("--preset", tmp_path / "empty", "--output", tmp_path / "b")
+    assert "is not a preset folder: it has no config.json" in line
+
+
+def test_a_model_that_is_not_opt(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}), encoding="utf-8")
+    line = fails("--preset", tmp_path, "--output", tmp_path / "b")
+    assert line == f"{tmp_path} holds a 'gpt2' model, not 'opt'"
+
+
+def test_tensors_that_do_not_fit(toy_preset, tmp_path):
+    folder = copy_preset(toy_preset, tmp_path)
+
+    def change(file):
+        del file["layers/layer_normalization/vars/1"]
+        file["layers/extra/vars/0"] = np.zeros(3)
+        del file["layers/transformer_decoder/_feedforward_output_dense/vars/1"]
+        file["layers/transformer_decoder/_feedforward_output_dense/vars/1"] = np.zeros(64)
+
+    rewrite_weights(folder, change)
+    line = fails("--preset", folder, "--output", tmp_path / "b")
+    assert line == (
+        f"the tensors of {folder} do not fit its configuration; "
+        "1 missing: layers/layer_normalization/vars/1; "
+        "1 mis-shaped: layers/transformer_decoder/_feedforward_output_dense/vars/1 is (64,), "
+        "expected (32,); 1 surplus: layers/extra/vars/0"
+    )
+    with pytest.raises(CheckpointError):
+        export_bundle(folder, tmp_path / "b")
+    assert {p.name for p in tmp_path.iterdir()} == {"preset"}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+def test_truncated_keras_weights(toy_preset, tmp_path, share):
+    folder = copy_preset(toy_preset, tmp_path)
+    weights = folder / "model.weights.h5"
+    data = weights.read_bytes()
+    weights.write_bytes(data[: int(len(data) * share)])
+    line = fails("--preset", folder, "--output", tmp_path / "b")
+    assert line.startswith(f"{weights} is truncated or not an HDF5 file: ")
+    assert {p.name for p in tmp_path.iterdir()} == {"preset"}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.99])
+def test_truncated_safetensors(plain_hf_folder, tmp_path, share):
+    weights = plain_hf_folder / "model.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[: int(len(data) * share)])
+    line = fails("--preset", plain_hf_folder, "--output", tmp_path / "b")
+    assert line.startswith(f"{weights} is truncated")
+    assert {p.name for p in tmp_path.iterdir()} == {"plain_hf"}
+
+
+def test_weights_that_cannot_be_read_to_the_end(toy_preset, tmp_path):
+    """Damage that shows when half of the bundle is written."""
+    folder = copy_preset(toy_preset, tmp_path)
+    name = "layers/transformer_decoder_1/_feedforward_output_dense/vars/0"
+    place = {}
+
+    def change(file):
+        values = file[name][()]
+        del file[name]
+        file.create_dataset(name, data=values, chunks=values.shape, compression="gzip")
+        place["offset"] = file[name].id.get_chunk_info(0).byte_offset
+
+    rewrite_weights(folder, change)
+    weights = folder / "model.weights.h5"
+    data = bytearray(weights.read_bytes())
+    data[place["offset"] : place["offset"] + 32] = bytes(32)
+    weights.write_bytes(data)
+    line = fails("--preset", folder, "--output", tmp_path / "b")
+    assert line.startswith(f"{weights} is truncated at tensor '{name}'")
+    assert {p.name for p in tmp_path.iterdir()} == {"preset"}
+
+
+def test_a_tokenizer_without_its_special_tokens(toy_preset, tmp_path):
+    folder = copy_preset(toy_preset, tmp_path)
+    path = folder / "assets" / "tokenizer" / "vocabulary.json"
+    vocabulary = json.loads(path.read_text(encoding="utf-8"))
+    del vocabulary["<pad>"]
+    path.write_text(json.dumps(vocabulary), encoding="utf-8")
+    line = fails("--preset", folder, "--output", tmp_path / "b")
+    assert "Cannot find special token '<pad>'" in line
+
+
+def test_a_preset_of_an_odd_shape_is_one_line_too(toy_preset, tmp_path):
+    folder = copy_preset(toy_preset, tmp_path)
+    (folder / "preprocessor.json").write_text(
+        json.dumps({"config": {"sequence_length": "long"}}), encoding="utf-8"
+    )
+    fails("--preset", folder, "--output", tmp_path / "b")

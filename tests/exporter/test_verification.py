@@ -1,0 +1,178 @@
+"""Verification after an export: wrong weights and broken graphs are caught."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from exporter import export, export_bundle
+from exporter.errors import ExportError
+from graphs.manifest import read_manifest
+from tests.exporter.export_helpers import (
+    FILES,
+    fails,
+    run,
+)
+
+pytestmark = pytest.mark.usefixtures("quick_tracing")
+
+
+# === Verification ===
+
+
+class Altered:
+    """A weight source one of whose weights is not the checkpoint's."""
+
+    def __init__(self, source, name, alter):
+        self._source, self._name, self._alter = source, name, alter
+
+    @property
+    def shapes(self):
+        return self._source.shapes
+
+    def blocks(self, name):
+        for block in self._source.blocks(name):
+            altered = self._alter(block.copy()) if name == self._name else block
+            yield np.ascontiguousarray(altered, np.float32)
+
+
+def swap_query_and_key(kernel):
+    kernel[:, :64] = np.roll(kernel[:, :64], 32, axis=1)
+    return kernel
+
+
+def write_altered(monkeypatch, name, alter):
+    """Makes the export write another weight than the checkpoint has."""
+    write = export.write_weights
+
+    def write_other(source, *args):
+        return write(Altered(source, name, alter), *args)
+
+    monkeypatch.setattr(export, "write_weights", write_other)
+
+
+@pytest.mark.parametrize(
+    ("name", "alter"),
+    [
+        ("embeddings/position_embedding/embeddings", lambda table: np.roll(table, 2, axis=0)),
+        ("transformer_layer_0/attention/qkv/kernel", swap_query_and_key),
+        ("transformer_layer_1/output/bias", lambda bias: bias[::-1]),
+        ("layer_norm/gamma", np.ones_like),
+        ("transformer_layer_1/attention_norm/beta", np.zeros_like),
+        ("transformer_layer_0/intermediate/kernel", lambda kernel: kernel * np.nan),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_wrong_weights_are_caught(toy_preset, tmp_path, monkeypatch, name, alter):
+    write_altered(monkeypatch, name, alter)
+    line = fails("--preset", toy_preset, "--output", tmp_path / "b")
+    assert line.startswith("the written bundle failed verification: its logits differ from Keras's by")
+    assert "of their standard deviation; at most 0.001 is allowed" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_wrong_token_row_in_a_later_block_is_caught(toy_preset, tmp_path, monkeypatch):
+    from exporter.checkpoints import weight_map
+
+    monkeypatch.setattr(weight_map, "BLOCK_BYTES", 50 * 32 * 4)  # six blocks of the token table
+
+    def alter(block):
+        if len(block) == 288 % 50:
+            block[-1] += 1
+        return block
+
+    write_altered(monkeypatch, "embeddings/token_embedding/embeddings", alter)
+    with pytest.raises(ExportError, match="its logits differ from Keras's"):
+        export_bundle(toy_preset, tmp_path / "b")
+    monkeypatch.undo()
+
+
+def test_blocks_of_any_size_make_the_same_bundle(toy_preset, tmp_path, monkeypatch, toy_bundle_of_ours):
+    from exporter.checkpoints import weight_map
+
+    monkeypatch.setattr(weight_map, "BLOCK_BYTES", 50 * 32 * 4)
+    summary = export_bundle(toy_preset, tmp_path / "b")
+    assert summary.comparison.difference < 1e-4
+    expected = read_manifest(toy_bundle_of_ours.folder).weights
+    assert read_manifest(tmp_path / "b").weights == expected
+
+
+def test_graph_verification_does_not_look_at_logits(toy_preset, tmp_path, monkeypatch):
+    write_altered(monkeypatch, "layer_norm/gamma", np.ones_like)
+    code, out, _ = run("--preset", toy_preset, "--output", tmp_path / "b", "--verify", "graph")
+    assert code == 0
+    assert "Logits       not compared (--verify full does)" in out
+    monkeypatch.setattr(export, "SMALL_ENOUGH_BYTES", 0)  # a model too large to compare unasked
+    assert export_bundle(toy_preset, tmp_path / "c").comparison is None
+    with pytest.raises(ExportError, match="its logits differ"):
+        export_bundle(toy_preset, tmp_path / "d", verify="full")
+
+
+def break_graph(change):
+    """`write_bound_graph` with a change to the file."""
+    write = export.write_bound_graph
+
+    def write_broken(program, extents, weights_name, path):
+        write(program, extents, weights_name, path)
+        model = onnx.load(path, load_external_data=False)
+        change(model.graph)
+        onnx.save(model, path)
+        return export.FileEntry.of(path)
+
+    return write_broken
+
+
+def rename_output(graph):
+    for node in graph.node:
+        node.output[:] = ["scores" if n == "logits" else n for n in node.output]
+    graph.output[0].name = "scores"
+
+
+def fix_batch(graph):
+    graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+
+
+def drop_node(graph):
+    del graph.node[3]
+
+
+@pytest.mark.parametrize("change", [rename_output, fix_batch, drop_node])
+def test_graph_verification_catches_broken_graphs(toy_preset, tmp_path, monkeypatch, change):
+    monkeypatch.setattr(export, "write_bound_graph", break_graph(change))
+    with pytest.raises(ExportError, match="the written bundle failed verification: "):
+        export_bundle(toy_preset, tmp_path / "b", verify="graph")
+    assert list(tmp_path.iterdir()) == []
+    export_bundle(toy_preset, tmp_path / "b", verify="none")  # which asks nothing
+    assert {p.name for p in (tmp_path / "b").iterdir()} == FILES
+
+
+def test_graph_verification_catches_a_truncated_file(toy_preset, tmp_path, monkeypatch):
+    write = export.write_weights
+
+    def write_less(source, extents, path, progress):
+        entry = write(source, extents, path, progress)
+        path.write_bytes(path.read_bytes()[:-1])
+        return entry
+
+    monkeypatch.setattr(export, "write_weights", write_less)
+    with pytest.raises(ExportError, match=r"weights\.bin was altered: it has"):
+        export_bundle(toy_preset, tmp_path / "b", verify="graph")
+
+
+def test_a_bundle_that_does_not_run_is_caught(toy_preset, tmp_path, monkeypatch):
+    def unknown_operator(graph):
+        graph.node[3].domain, graph.node[3].op_type = "com.example", "NoSuchOperator"
+
+    monkeypatch.setattr(export, "write_bound_graph", break_graph(unknown_operator))
+    monkeypatch.setattr(export, "verify_graphs", lambda folder: None)
+    with pytest.raises(ExportError, match=r"it does not run\. (?s:.*)NoSuchOperator"):
+        export_bundle(toy_preset, tmp_path / "b")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pass_that_no_longer_matches_is_an_error(toy_preset, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "rewrite", lambda program: {"fuse_layer_norm": 4, "fuse_tied_head": 1})
+    line = fails("--preset", toy_preset, "--output", tmp_path / "b")
+    assert line.startswith("the prefill graph was rewritten as {'fuse_layer_norm': 4, ")
+    assert list(tmp_path.iterdir()) == []
