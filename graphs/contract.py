@@ -137,7 +137,8 @@ def graph_inputs(config: ModelConfig, phase: Phase, cache_dtype: str = "float32"
     - `input_ids` int64 [batch, sequence]: the new tokens, right-padded per row.
     - `past_lengths` int32 [batch]: tokens of each row that the cache already holds.
     - `new_lengths` int32 [batch]: valid tokens among the new ones of each row.
-    - `past_key_values.{i}.key`, `.value` [batch, heads, capacity, head_dim]: the cache.
+    - `past_key_values.{i}.key`, `.value` [batch, heads, capacity, head_dim]: the cache. Padding
+      that would lie past the end is written to the last slot, so callers leave that one unused.
     """
     specs = [
         TensorSpec(INPUT_IDS, "int64", ("batch", _sequence(phase))),

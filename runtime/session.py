@@ -26,11 +26,11 @@ from runtime.errors import BundleError, RuntimeMissingError
 
 try:
     import onnxruntime as ort
-except ImportError:
+except ImportError as error:
     raise RuntimeMissingError(
-        "ONNX Runtime is not installed. Install one flavour of it: pip install 'opt-onnx[cpu]' for "
-        "CPUs, or pip install 'opt-onnx[gpu]' for NVIDIA GPUs"
-    ) from None
+        f"ONNX Runtime is not installed or does not load ({error}). Install one "
+        "flavour of it: pip install 'opt-onnx[cpu]' for CPUs, or pip install 'opt-onnx[gpu]' for NVIDIA GPUs"
+    ) from error
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 DEVICES = ("auto", *PROVIDERS)
