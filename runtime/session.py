@@ -29,7 +29,8 @@ try:
 except ImportError as error:
     raise RuntimeMissingError(
         f"ONNX Runtime is not installed or does not load ({error}). Install one "
-        "flavour of it: pip install 'opt-onnx[cpu]' for CPUs, or pip install 'opt-onnx[gpu]' for NVIDIA GPUs"
+        "flavour of it: pip install 'opt-onnx[cpu]' for CPUs, or pip install 'opt-onnx[gpu]' for "
+        "NVIDIA GPUs"
     ) from error
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
