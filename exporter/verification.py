@@ -114,10 +114,8 @@ def _bundle_logits(
         check=False,
     )
     if result.returncode:
-        raise ExportError(
-            "the written bundle failed verification: it does not run. "
-            f"{result.stderr.decode(errors='replace').strip()}"
-        )
+        told = result.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
+        raise ExportError(f"the written bundle failed verification: it does not run. {told[-1]}")
     with np.load(io.BytesIO(result.stdout), allow_pickle=False) as answer:
         return answer["logits"], int(answer["peak_memory_bytes"])
 

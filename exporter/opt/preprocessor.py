@@ -9,8 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from exporter.opt.tokenizer import OPTTokenizer, as_strings
-
-DEFAULT_SEQUENCE_LENGTH = 1024
+from exporter.presets.folder import DEFAULT_SEQUENCE_LENGTH
 
 
 class OPTCausalLMPreprocessor:

@@ -14,7 +14,7 @@ from exporter.errors import PresetError
 from graphs.contract import ModelConfig
 
 KERAS_CLASSES = ("keras_hub>OPTBackbone", "keras_nlp>OPTBackbone", "opt_onnx>OPTBackbone")
-DEFAULT_SEQUENCE_LENGTH = 1024  # of presets from before preprocessor.json
+DEFAULT_SEQUENCE_LENGTH = 1024  # Keras's, also of presets from before preprocessor.json
 
 # Switches of Hugging Face's OPT configuration, and the one value each that this model has.
 HF_SWITCHES: dict[str, object] = {

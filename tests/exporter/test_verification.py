@@ -176,3 +176,14 @@ def test_a_pass_that_no_longer_matches_is_an_error(toy_preset, tmp_path, monkeyp
     line = fails("--preset", toy_preset, "--output", tmp_path / "b")
     assert line.startswith("the prefill graph was rewritten as {'fuse_layer_norm': 4, ")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_onnx_runtime_the_reason_is_one_line(toy_preset, tmp_path, monkeypatch):
+    blocked = tmp_path / "blocked"
+    (blocked / "onnxruntime").mkdir(parents=True)
+    (blocked / "onnxruntime" / "__init__.py").write_text("raise ImportError('blocked')\n")
+    monkeypatch.syspath_prepend(str(blocked))
+    line = fails("--preset", toy_preset, "--output", tmp_path / "b")
+    assert "ONNX Runtime is not installed or does not load (blocked)" in line
+    assert "opt-onnx[cpu]" in line
+    assert not (tmp_path / "b").exists()
