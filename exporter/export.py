@@ -229,7 +229,7 @@ def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
 
 
 def _check_rewrites(phase: Phase, counts: dict[str, int], config: ModelConfig) -> None:
-    expected = expected_counts(config.num_layers)
+    expected = expected_counts(config)
     if counts != expected:
         raise ExportError(
             f"the {phase} graph was rewritten as {counts}, not as {expected}: this Keras or tf2onnx "

@@ -66,7 +66,8 @@ def trace(backbone: OPTBackbone, phase: Phase) -> Program:
     ]
     specs = [_tensor_spec(spec, i) for i, spec in enumerate(inputs)]
     model = _convert(tf.function(function), [*specs, *weight_specs])
-    return _as_program(model, inputs, outputs, [(v.path, tuple(v.shape)) for v in variables])
+    weights = [(v.path, tuple(v.shape)) for v in variables]
+    return _as_program(model, config, inputs, outputs, weights)
 
 
 def _tensor_spec(spec: TensorSpec, index: int) -> Any:
@@ -98,6 +99,7 @@ def _quiet() -> Iterator[None]:
 
 def _as_program(
     model: onnx.ModelProto,
+    config: ModelConfig,
     inputs: list[TensorSpec],
     outputs: list[TensorSpec],
     weights: list[tuple[str, tuple[int, ...]]],
@@ -117,4 +119,5 @@ def _as_program(
     graph.inputs.clear()
     graph.inputs.extend(ordered)
     graph.name = "opt"
-    return Program(graph_model, dict(zip((name for name, _ in weights), weight_values, strict=True)))
+    names = [name for name, _ in weights]
+    return Program(graph_model, dict(zip(names, weight_values, strict=True)), config)

@@ -15,12 +15,14 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from exporter.errors import ExportError
+from exporter.opt.backbone import build_decoder_layer
 from exporter.opt.keras_backend import keras
-from exporter.opt.layers import MASKED, OPTDecoderLayer
+from exporter.opt.layers import MASKED, build_layer_norm
 from exporter.weights import WeightSource, read_weight
 from graphs.checks import check_graph
 from graphs.contract import ModelConfig
@@ -31,6 +33,7 @@ TOLERANCE = 1e-3  # of the logits' standard deviation
 SMALL_ENOUGH_BYTES = 2 * 1024**3  # larger models have their logits compared only when asked to
 PROMPT_LENGTHS = (12, 7)
 DECODE_STEPS = 4
+TOKEN_TABLE = "embeddings/token_embedding/embeddings"
 
 
 class Verify(enum.StrEnum):
@@ -123,35 +126,40 @@ def _bundle_logits(
 def _keras_logits(config: ModelConfig, source: WeightSource, token_ids: np.ndarray) -> np.ndarray:
     """Logits [rows, sequence, vocabulary] by Keras's layers, one layer's weights at a time."""
     sequence = token_ids.shape[1]
-    tokens = _gather_rows(source, "embeddings/token_embedding/embeddings", token_ids)
-    positions = _gather_rows(source, "embeddings/position_embedding/embeddings", np.arange(sequence))
-    x = ops.convert_to_tensor(tokens + positions)
+    x = _embed(config, source, token_ids)
     bias = ops.convert_to_tensor(
         np.where(np.tri(sequence, dtype=bool), 0.0, MASKED).astype("float32")[None, None]
     )
-    layer = OPTDecoderLayer(
-        config.num_heads,
-        config.intermediate_dim,
-        dropout=0.0,
-        layer_norm_epsilon=config.layer_norm_epsilon,
-        name="transformer_layer",
-    )
+    layer = build_decoder_layer(config, "transformer_layer", dropout=0.0, dtype="float32")
     layer.build(x.shape)
     for i in range(config.num_layers):
         for variable in layer.variables:
             suffix = variable.path.removeprefix("transformer_layer/")
             variable.assign(read_weight(source, f"transformer_layer_{i}/{suffix}"))
         x = layer(x, bias)
-    norm = keras.layers.LayerNormalization(epsilon=config.layer_norm_epsilon, name="layer_norm")
+    if config.final_norm:
+        x = _normalize(config, source, x)
+    if config.embedding_dim is not None:
+        x = ops.matmul(x, read_weight(source, "project_out/kernel"))
+    head = TOKEN_TABLE if config.tied_head else "head/embeddings"
+    parts = [ops.convert_to_numpy(ops.matmul(x, block.T)) for block in source.blocks(head)]
+    return np.concatenate(parts, axis=-1)
+
+
+def _embed(config: ModelConfig, source: WeightSource, token_ids: np.ndarray) -> Any:
+    tokens = _gather_rows(source, TOKEN_TABLE, token_ids)
+    if config.embedding_dim is not None:
+        tokens = ops.matmul(tokens, read_weight(source, "embeddings/project_in/kernel"))
+    places = np.arange(token_ids.shape[1])
+    return tokens + _gather_rows(source, "embeddings/position_embedding/embeddings", places)
+
+
+def _normalize(config: ModelConfig, source: WeightSource, x: Any) -> Any:
+    norm = build_layer_norm("layer_norm", config.layer_norm_epsilon, config.norm_affine, "float32")
     norm.build(x.shape)
     for variable in norm.variables:
         variable.assign(read_weight(source, variable.path))
-    x = norm(x)
-    parts = [
-        ops.convert_to_numpy(ops.matmul(x, block.T))
-        for block in source.blocks("embeddings/token_embedding/embeddings")
-    ]
-    return np.concatenate(parts, axis=-1)
+    return norm(x)
 
 
 def _gather_rows(source: WeightSource, name: str, rows: np.ndarray) -> np.ndarray:

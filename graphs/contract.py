@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 
 CONTRACT_REVISION = 1
 
@@ -18,6 +18,10 @@ PAST_LENGTHS = "past_lengths"
 NEW_LENGTHS = "new_lengths"
 LOGITS = "logits"
 HIDDEN_STATES = "hidden_states"
+
+# Feed-forward activations. `gelu` is the exact one, `gelu_tanh` its approximation by tanh (Hendrycks
+# and Gimpel, 2016, https://arxiv.org/abs/1606.08415).
+ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")
 
 Dimension = int | str
 
@@ -43,7 +47,10 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The sizes of an OPT decoder (Zhang et al., 2022, https://arxiv.org/abs/2205.01068).
+    """The sizes and switches of an OPT decoder (Zhang et al., 2022, https://arxiv.org/abs/2205.01068).
+
+    The defaults of the switches are those of OPT itself. opt-350m norms after each residual and has a
+    narrow embedding; Galactica has another activation, no biases and no scales in its norms.
 
     Attributes:
         vocabulary_size: rows of the token embedding.
@@ -53,9 +60,18 @@ class ModelConfig:
         intermediate_dim: width of the feed-forward layer.
         max_sequence_length: positions that the model has embeddings for.
         layer_norm_epsilon: added to the variance by every layer normalization.
+        embedding_dim: width of the token embedding; where it differs from `hidden_dim`, a projection
+            without bias leads in and another out. `None` means `hidden_dim`.
+        activation: of the feed-forward layer, one of `ACTIVATIONS`.
+        norm_first: whether norms stand before attention and feed-forward, or after the residuals.
+        final_norm: whether a norm follows the last layer.
+        use_bias: whether the dense layers have biases.
+        norm_affine: whether the norms have scales and offsets.
+        tied_head: whether the token embedding also gives the logits.
 
     Raises:
-        ValueError: if a size is not a positive whole number or the heads do not divide the width.
+        ValueError: if a size is not a positive whole number, the heads do not divide the width, or a
+            switch has another kind of value.
     """
 
     vocabulary_size: int
@@ -65,19 +81,23 @@ class ModelConfig:
     intermediate_dim: int
     max_sequence_length: int
     layer_norm_epsilon: float = 1e-5
+    embedding_dim: int | None = None
+    activation: str = "relu"
+    norm_first: bool = True
+    final_norm: bool = True
+    use_bias: bool = True
+    norm_affine: bool = True
+    tied_head: bool = True
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "layer_norm_epsilon":
-                if not isinstance(value, float) or not 0 < value < 1:
-                    raise ValueError(f"{field.name} must be between 0 and 1, got {value!r}")
-            elif not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{field.name} must be a whole number of at least 1, got {value!r}")
+            _check_field(field.name, getattr(self, field.name), field.default)
         if self.hidden_dim % self.num_heads:
             raise ValueError(
                 f"hidden_dim ({self.hidden_dim}) must be a multiple of num_heads ({self.num_heads})"
             )
+        if self.embedding_dim == self.hidden_dim:  # one spelling of the same model
+            object.__setattr__(self, "embedding_dim", None)
 
     @property
     def head_dim(self) -> int:
@@ -85,31 +105,65 @@ class ModelConfig:
         return self.hidden_dim // self.num_heads
 
     @property
+    def embedding_width(self) -> int:
+        """Width of the token embedding, in numbers."""
+        return self.embedding_dim or self.hidden_dim
+
+    @property
+    def switches(self) -> dict[str, object]:
+        """The fields that are not as in OPT itself, by name; empty for most checkpoints."""
+        optional = [field for field in fields(self) if field.default is not MISSING]
+        values = {field.name: getattr(self, field.name) for field in optional}
+        return {f.name: values[f.name] for f in optional if values[f.name] != f.default}
+
+    @property
     def num_parameters(self) -> int:
         """Number of weights, the tied embedding counted once."""
-        hidden, inner = self.hidden_dim, self.intermediate_dim
-        attention = 4 * hidden * hidden + 4 * hidden
-        feed_forward = 2 * hidden * inner + inner + hidden
-        layer = attention + feed_forward + 4 * hidden
-        embeddings = (self.vocabulary_size + self.max_sequence_length) * hidden
-        return embeddings + self.num_layers * layer + 2 * hidden
+        hidden, inner, embedding = self.hidden_dim, self.intermediate_dim, self.embedding_width
+        norm = 2 * hidden * self.norm_affine
+        biases = (5 * hidden + inner) * self.use_bias
+        layer = 4 * hidden * hidden + 2 * hidden * inner + biases + 2 * norm
+        tables = self.vocabulary_size * embedding * (1 if self.tied_head else 2)
+        projections = 0 if self.embedding_dim is None else 2 * embedding * hidden
+        positions = self.max_sequence_length * hidden
+        return tables + projections + positions + self.num_layers * layer + norm * self.final_norm
 
     def cache_bytes(self, batch: int, capacity: int, itemsize: int = 4) -> int:
         """Bytes of a KV cache for `batch` rows of `capacity` tokens each."""
         return 2 * self.num_layers * batch * capacity * self.hidden_dim * itemsize
 
-    def to_dict(self) -> dict[str, int | float]:
+    def to_dict(self) -> dict[str, int | float | str | None]:
         """The configuration as plain JSON values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> ModelConfig:
-        """Reads what `to_dict` wrote; unknown or missing names raise `ValueError`."""
+        """Reads what `to_dict` wrote; unknown or missing names raise `ValueError`.
+
+        Switches may be missing: bundles from before they existed hold models without them.
+        """
         known = {field.name for field in fields(cls)}
-        surplus, missing = sorted(set(values) - known), sorted(known - set(values))
+        needed = {field.name for field in fields(cls) if field.default is MISSING}
+        surplus, missing = sorted(set(values) - known), sorted(needed - set(values))
         if surplus or missing:
             raise ValueError(f"model configuration: unknown names {surplus}, missing {missing}")
         return cls(**values)  # type: ignore[arg-type]
+
+
+def _check_field(name: str, value: object, default: object) -> None:
+    if name == "layer_norm_epsilon":
+        if not isinstance(value, float) or not 0 < value < 1:
+            raise ValueError(f"{name} must be between 0 and 1, got {value!r}")
+    elif name == "activation":
+        if value not in ACTIVATIONS:
+            raise ValueError(f"{name} must be one of {', '.join(ACTIVATIONS)}; got {value!r}")
+    elif isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} must be true or false, got {value!r}")
+    elif name == "embedding_dim" and value is None:
+        return
+    elif not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
 
 
 def past_names(layer: int) -> tuple[str, str]:
@@ -154,12 +208,13 @@ def graph_outputs(config: ModelConfig, phase: Phase, cache_dtype: str = "float32
     """The outputs of a graph, in order.
 
     - `logits` float32 [batch, vocabulary]: for each row's last valid new token.
-    - `hidden_states` float32 [batch, sequence, hidden]: after the final norm.
+    - `hidden_states` float32 [batch, sequence, embedding]: after the final norm and, where there is
+      one, the projection to the embedding's width; the logits are their product with the head.
     - `present.{i}.key`, `.value`: the cache with the new tokens written at `past_lengths`.
     """
     specs = [
         TensorSpec(LOGITS, "float32", ("batch", config.vocabulary_size)),
-        TensorSpec(HIDDEN_STATES, "float32", ("batch", _sequence(phase), config.hidden_dim)),
+        TensorSpec(HIDDEN_STATES, "float32", ("batch", _sequence(phase), config.embedding_width)),
     ]
     for layer in range(config.num_layers):
         specs += [TensorSpec(n, cache_dtype, cache_shape(config)) for n in present_names(layer)]

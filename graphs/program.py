@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from graphs.contract import ModelConfig
+
 
 @dataclass
 class Program:
@@ -14,10 +16,12 @@ class Program:
     Attributes:
         model: the graph. Its inputs and outputs are the contract's.
         weights: the graph's weight values by the name of the model's weight.
+        config: sizes and switches of the model.
     """
 
     model: ir.Model
     weights: dict[str, ir.Value]
+    config: ModelConfig
 
     @property
     def graph(self) -> ir.Graph:

@@ -152,7 +152,7 @@ class SessionDecoder:
         return binding
 
     def _hidden_buffer(self, batch: int, sequence: int) -> NDArray[np.float32]:
-        return np.empty((batch, sequence, self.config.hidden_dim), np.float32)
+        return np.empty((batch, sequence, self.config.embedding_width), np.float32)
 
 
 def _choose_provider(device: str) -> str:

@@ -2,9 +2,36 @@
 
 from __future__ import annotations
 
-from exporter.checkpoints.weight_map import Source, Target, WeightMap
+from exporter.checkpoints.weight_map import Condition, Source, Target, WeightMap
+from graphs.contract import ModelConfig
 
 _LAYER = "transformer_layer_{layer}"
+
+
+# === Conditions: which models have a weight ===
+
+
+def _has_biases(config: ModelConfig) -> bool:
+    return config.use_bias
+
+
+def _has_affine_norms(config: ModelConfig) -> bool:
+    return config.norm_affine
+
+
+def _has_affine_final_norm(config: ModelConfig) -> bool:
+    return config.final_norm and config.norm_affine
+
+
+def _has_projections(config: ModelConfig) -> bool:
+    return config.embedding_dim is not None
+
+
+def _has_own_head(config: ModelConfig) -> bool:
+    return not config.tied_head
+
+
+# === Groups of weights ===
 
 
 def _dense(
@@ -13,14 +40,34 @@ def _dense(
     kernel, bias = sources
     return (
         Target(f"{_LAYER}/{name}/kernel", (inputs, outputs), kernel),
-        Target(f"{_LAYER}/{name}/bias", (outputs,), bias),
+        Target(f"{_LAYER}/{name}/bias", (outputs,), bias, _has_biases),
     )
 
 
-def _norm(name: str, scale: Source, offset: Source) -> tuple[Target, Target]:
+def _norm(
+    name: str, scale: Source, offset: Source, when: Condition = _has_affine_norms
+) -> tuple[Target, Target]:
     return (
-        Target(f"{name}/gamma", ("hidden",), (scale,)),
-        Target(f"{name}/beta", ("hidden",), (offset,)),
+        Target(f"{name}/gamma", ("hidden",), (scale,), when),
+        Target(f"{name}/beta", ("hidden",), (offset,), when),
+    )
+
+
+def _embeddings(tokens: Source, positions: Source) -> tuple[Target, Target]:
+    return (
+        Target("embeddings/token_embedding/embeddings", ("vocabulary", "embedding"), (tokens,)),
+        Target("embeddings/position_embedding/embeddings", ("positions", "hidden"), (positions,)),
+    )
+
+
+def _outer(project_in: Source, project_out: Source, head: Source) -> tuple[Target, Target, Target]:
+    """The projections around the layers, and the head where it has a table of its own."""
+    return (
+        Target(
+            "embeddings/project_in/kernel", ("embedding", "hidden"), (project_in,), _has_projections
+        ),
+        Target("project_out/kernel", ("hidden", "embedding"), (project_out,), _has_projections),
+        Target("head/embeddings", ("vocabulary", "embedding"), (head,), _has_own_head),
     )
 
 
@@ -48,20 +95,21 @@ _KERAS_EMBEDDING = "token_and_position_embedding"
 KERAS_PRESET = WeightMap(
     prefixes=("layers/",),
     targets=(
-        Target(
-            "embeddings/token_embedding/embeddings",
-            ("vocabulary", "hidden"),
-            (_keras((f"{_KERAS_EMBEDDING}/token_embedding",), 0, "vocabulary", "hidden"),),
-        ),
-        Target(
-            "embeddings/position_embedding/embeddings",
-            ("positions", "hidden"),
-            (_keras((f"{_KERAS_EMBEDDING}/position_embedding",), 0, "positions", "hidden"),),
+        *_embeddings(
+            _keras((f"{_KERAS_EMBEDDING}/token_embedding",), 0, "vocabulary", "embedding"),
+            _keras((f"{_KERAS_EMBEDDING}/position_embedding",), 0, "positions", "hidden"),
         ),
         *_norm(
             "layer_norm",
             _keras(("layer_normalization",), 0, "hidden"),
             _keras(("layer_normalization",), 1, "hidden"),
+            _has_affine_final_norm,
+        ),
+        # keras-hub has no such layers: these names are this project's own.
+        *_outer(
+            _keras((f"{_KERAS_EMBEDDING}/project_in",), 0, "embedding", "hidden"),
+            _keras(("project_out",), 0, "hidden", "embedding"),
+            _keras(("head",), 0, "vocabulary", "embedding"),
         ),
     ),
     layer_targets=(
@@ -121,8 +169,8 @@ def _hf(name: str, *shape: str, transpose: bool = False, skip_rows: int = 0) -> 
     return Source((name,), shape, transpose, skip_rows)
 
 
-def _hf_norm(target: str, name: str) -> tuple[Target, Target]:
-    return _norm(target, _hf(f"{name}.weight", "hidden"), _hf(f"{name}.bias", "hidden"))
+def _hf_norm(target: str, name: str, when: Condition = _has_affine_norms) -> tuple[Target, Target]:
+    return _norm(target, _hf(f"{name}.weight", "hidden"), _hf(f"{name}.bias", "hidden"), when)
 
 
 def _hf_dense(target: str, inputs: str, outputs: str, *names: str) -> tuple[Target, Target]:
@@ -137,18 +185,17 @@ _HF_LAYER = "layers.{layer}"
 HUGGING_FACE = WeightMap(
     prefixes=("model.decoder.", "decoder."),
     targets=(
-        Target(
-            "embeddings/token_embedding/embeddings",
-            ("vocabulary", "hidden"),
-            (_hf("embed_tokens.weight", "vocabulary", "hidden"),),
-        ),
-        Target(
-            "embeddings/position_embedding/embeddings",
-            ("positions", "hidden"),
+        *_embeddings(
+            _hf("embed_tokens.weight", "vocabulary", "embedding"),
             # The first two rows are for padding; position 0 is row 2.
-            (_hf("embed_positions.weight", "positions+2", "hidden", skip_rows=2),),
+            _hf("embed_positions.weight", "positions+2", "hidden", skip_rows=2),
         ),
-        *_hf_norm("layer_norm", "final_layer_norm"),
+        *_hf_norm("layer_norm", "final_layer_norm", _has_affine_final_norm),
+        *_outer(
+            _hf("project_in.weight", "hidden", "embedding", transpose=True),
+            _hf("project_out.weight", "embedding", "hidden", transpose=True),
+            Source(("lm_head.weight",), ("vocabulary", "embedding"), outside=True),
+        ),
     ),
     layer_targets=(
         *_hf_norm(f"{_LAYER}/attention_norm", f"{_HF_LAYER}.self_attn_layer_norm"),
@@ -163,5 +210,5 @@ HUGGING_FACE = WeightMap(
         *_hf_dense("intermediate", "hidden", "inner", f"{_HF_LAYER}.fc1"),
         *_hf_dense("output", "inner", "hidden", f"{_HF_LAYER}.fc2"),
     ),
-    unused=("lm_head.weight",),  # a copy of the token embedding, which OPT ties
+    unused=("lm_head.weight",),  # a copy of the token embedding, where they are tied
 )

@@ -8,7 +8,7 @@ data read backwards splits a weight into a file's tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +16,14 @@ import numpy as np
 from exporter.checkpoints.readers import TensorReader
 from exporter.errors import CheckpointError
 from graphs.contract import ModelConfig
+
+Condition = Callable[[ModelConfig], bool]
+
+
+def always(config: ModelConfig) -> bool:
+    """The condition of weights that every model has."""
+    return True
+
 
 # A dimension is a name from `_dimensions`, with an optional number of extra rows.
 Shape = tuple[str, ...]
@@ -31,21 +39,35 @@ class Source:
         shape: its shape in the file.
         transpose: stored as [out, in] where the model has [in, out].
         skip_rows: leading rows that the model does not have.
+        outside: whether its names stand without the map's prefix.
     """
 
     names: tuple[str, ...]
     shape: Shape
     transpose: bool = False
     skip_rows: int = 0
+    outside: bool = False
+
+    def spellings(self, prefixes: tuple[str, ...]) -> list[str]:
+        """Its possible full names, the current one first."""
+        return [p + n for n in self.names for p in (("",) if self.outside else prefixes)]
 
 
 @dataclass(frozen=True)
 class Target:
-    """One weight of the model, and the sources it is joined from along the last axis."""
+    """One weight of the model, and the sources it is joined from along the last axis.
+
+    Attributes:
+        name: its Keras path.
+        shape: its shape in the model.
+        sources: the tensors of the checkpoint.
+        when: for which models it exists; by default for all.
+    """
 
     name: str
     shape: Shape
     sources: tuple[Source, ...]
+    when: Condition = always
 
 
 @dataclass(frozen=True)
@@ -56,7 +78,7 @@ class WeightMap:
         prefixes: what names may begin with; sources are given without it.
         targets: weights outside the layers.
         layer_targets: weights of each layer.
-        unused: tensors that may be in the file and are not read.
+        unused: tensors that may be in the file and are not read, where no target takes them.
     """
 
     prefixes: tuple[str, ...]
@@ -139,6 +161,7 @@ def _dimensions(config: ModelConfig) -> dict[str, int]:
         "vocabulary": config.vocabulary_size,
         "positions": config.max_sequence_length,
         "positions+2": config.max_sequence_length + 2,
+        "embedding": config.embedding_width,
         "hidden": config.hidden_dim,
         "3*hidden": 3 * config.hidden_dim,
         "inner": config.intermediate_dim,
@@ -148,11 +171,12 @@ def _dimensions(config: ModelConfig) -> dict[str, int]:
 
 
 def _expand(weight_map: WeightMap, config: ModelConfig) -> Iterator[Target]:
-    """All targets with the layer numbers filled in; Keras counts layers `name`, `name_1`, …"""
-    yield from weight_map.targets
+    """The model's targets with the layer numbers filled in; Keras counts `name`, `name_1`, …"""
+    yield from (target for target in weight_map.targets if target.when(config))
+    layer_targets = [target for target in weight_map.layer_targets if target.when(config)]
     for layer in range(config.num_layers):
         values = {"layer": layer, "_layer": f"_{layer}" if layer else ""}
-        for target in weight_map.layer_targets:
+        for target in layer_targets:
             sources = tuple(
                 replace(s, names=tuple(n.format(**values) for n in s.names)) for s in target.sources
             )
@@ -161,7 +185,6 @@ def _expand(weight_map: WeightMap, config: ModelConfig) -> Iterator[Target]:
 
 def bind_names(weight_map: WeightMap, config: ModelConfig) -> list[BoundTarget]:
     """The targets with every source under its current name: what a writer of the format needs."""
-    prefix = weight_map.prefixes[0]
     size = _dimensions(config)
     return [
         BoundTarget(
@@ -169,7 +192,10 @@ def bind_names(weight_map: WeightMap, config: ModelConfig) -> list[BoundTarget]:
             tuple(size[d] for d in target.shape),
             tuple(
                 BoundSource(
-                    prefix + s.names[0], tuple(size[d] for d in s.shape), s.transpose, s.skip_rows
+                    s.spellings(weight_map.prefixes)[0],
+                    tuple(size[d] for d in s.shape),
+                    s.transpose,
+                    s.skip_rows,
                 )
                 for s in target.sources
             ),
@@ -193,8 +219,8 @@ def bind_checkpoint(
     for target, expected in targets:
         sources = []
         for source, wanted in zip(target.sources, expected.sources, strict=True):
-            candidates = [p + n for n in source.names for p in weight_map.prefixes]
-            name = next((c for c in candidates if c in shapes), None)
+            spellings = source.spellings(weight_map.prefixes)
+            name = next((spelling for spelling in spellings if spelling in shapes), None)
             if name is None:
                 missing.append(wanted.name)
                 continue

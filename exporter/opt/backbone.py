@@ -5,10 +5,33 @@ from __future__ import annotations
 from typing import Any
 
 from exporter.opt.keras_backend import keras
-from exporter.opt.layers import CausalBias, OPTDecoderLayer, OPTEmbedding
+from exporter.opt.layers import (
+    CausalBias,
+    OPTDecoderLayer,
+    OPTEmbedding,
+    build_dense,
+    build_layer_norm,
+    build_token_table,
+)
 from graphs.contract import ModelConfig
 
 LAYER_NORM_EPSILON = 1e-5
+
+
+def build_decoder_layer(config: ModelConfig, name: str, dropout: float, dtype: Any) -> OPTDecoderLayer:
+    """One decoder layer of a model of the given sizes and switches."""
+    return OPTDecoderLayer(
+        config.num_heads,
+        config.intermediate_dim,
+        dropout,
+        config.layer_norm_epsilon,
+        config.activation,
+        config.norm_first,
+        config.use_bias,
+        config.norm_affine,
+        dtype=dtype,
+        name=name,
+    )
 
 
 @keras.saving.register_keras_serializable(package="opt_onnx")
@@ -29,12 +52,21 @@ class OPTBackbone(keras.Model):
         dropout: float. Dropout probability for the transformer decoder.
         max_sequence_length: int. The maximum sequence length that this decoder
             can consume; the number of rows of the position embedding.
+        embedding_dim: int. The width of the token embedding where it is not `hidden_dim`, as in
+            opt-350m; then projections without bias stand around the layers.
+        activation: string. Of the feed-forward layer: "relu", "gelu", "gelu_tanh" or "silu".
+        norm_first: bool. Whether norms stand before their branches, or after the residuals.
+        final_norm: bool. Whether a norm follows the last layer.
+        use_bias: bool. Whether the dense layers have biases.
+        norm_affine: bool. Whether the norms have scales and offsets.
+        tied_head: bool. Whether the token embedding also gives the logits.
         dtype: string or `keras.DTypePolicy`. The dtype of computations and weights. The softmax and
             the statistics of layer normalization are always computed in float32.
 
     Call arguments:
         a dictionary of `token_ids`, int32 [batch, sequence], and `padding_mask`, int or bool
-        [batch, sequence]. Returns the hidden states after the final norm [batch, sequence, hidden].
+        [batch, sequence]. Returns the hidden states after the final norm [batch, sequence, hidden]
+        (of the embedding's width where that is another one).
 
     Raises:
         ValueError: if a size is not a positive whole number or the heads do not divide the width.
@@ -60,12 +92,20 @@ class OPTBackbone(keras.Model):
         dropout: float = 0.1,
         max_sequence_length: int = 2048,
         dtype: Any = None,
+        *,
+        embedding_dim: int | None = None,
+        activation: str = "relu",
+        norm_first: bool = True,
+        final_norm: bool = True,
+        use_bias: bool = True,
+        norm_affine: bool = True,
+        tied_head: bool = True,
         **kwargs: Any,
     ) -> None:
         surplus = sorted(set(kwargs) - {"name", "trainable"})
         if surplus:
             raise TypeError(f"OPTBackbone has no arguments {surplus}")
-        model_config = ModelConfig(
+        config = ModelConfig(
             vocabulary_size=vocabulary_size,
             num_layers=num_layers,
             num_heads=num_heads,
@@ -73,27 +113,37 @@ class OPTBackbone(keras.Model):
             intermediate_dim=intermediate_dim,
             max_sequence_length=max_sequence_length,
             layer_norm_epsilon=LAYER_NORM_EPSILON,
+            embedding_dim=embedding_dim,
+            activation=activation,
+            norm_first=norm_first,
+            final_norm=final_norm,
+            use_bias=use_bias,
+            norm_affine=norm_affine,
+            tied_head=tied_head,
         )
 
         # === Layers ===
         embeddings = OPTEmbedding(
-            vocabulary_size, max_sequence_length, hidden_dim, dtype=dtype, name="embeddings"
+            vocabulary_size,
+            max_sequence_length,
+            hidden_dim,
+            config.embedding_dim,
+            dtype=dtype,
+            name="embeddings",
         )
         causal_bias = CausalBias(dtype="float32", name="causal_bias")
         transformer_layers = [
-            OPTDecoderLayer(
-                num_heads,
-                intermediate_dim,
-                dropout,
-                LAYER_NORM_EPSILON,
-                dtype=dtype,
-                name=f"transformer_layer_{i}",
-            )
+            build_decoder_layer(config, f"transformer_layer_{i}", dropout, dtype)
             for i in range(num_layers)
         ]
-        layer_norm = keras.layers.LayerNormalization(
-            epsilon=LAYER_NORM_EPSILON, dtype=dtype, name="layer_norm"
-        )
+        layer_norm, project_out, head = None, None, embeddings.token_embedding
+        if final_norm:
+            layer_norm = build_layer_norm("layer_norm", LAYER_NORM_EPSILON, norm_affine, dtype)
+        if config.embedding_dim is not None:
+            project_out = build_dense("project_out", config.embedding_dim, False, dtype)
+        if not tied_head:
+            head = build_token_table("head", vocabulary_size, config.embedding_width, dtype)
+            head.build((None, None))
 
         # === Functional Model ===
         token_ids = keras.Input(shape=(None,), dtype="int32", name="token_ids")
@@ -102,9 +152,11 @@ class OPTBackbone(keras.Model):
         x = embeddings(token_ids)
         for layer in transformer_layers:
             x = layer(x, bias)
+        for last_layer in (layer_norm, project_out):
+            x = x if last_layer is None else last_layer(x)
         super().__init__(
             inputs={"token_ids": token_ids, "padding_mask": padding_mask},
-            outputs=layer_norm(x),
+            outputs=x,
             **kwargs,
         )
         self.dtype_policy = keras.dtype_policies.get(dtype)
@@ -112,9 +164,11 @@ class OPTBackbone(keras.Model):
         self.token_embedding = embeddings.token_embedding
         self.transformer_layers = transformer_layers
         self.layer_norm = layer_norm
+        self.project_out = project_out
+        self.head = head
 
         # === Config ===
-        self.model_config = model_config
+        self.model_config = config
         self.vocabulary_size = vocabulary_size
         self.num_layers = num_layers
         self.num_heads = num_heads
@@ -123,18 +177,25 @@ class OPTBackbone(keras.Model):
         self.dropout = dropout
         self.max_sequence_length = max_sequence_length
 
+    def finish(self, x: Any) -> Any:
+        """What follows the last layer: [..., hidden] to the states that `logits` takes."""
+        for layer in (self.layer_norm, self.project_out):
+            x = x if layer is None else layer(x)
+        return x
+
+    def logits(self, hidden_states: Any) -> Any:
+        """Logits [..., vocabulary] of the backbone's output [..., embedding]."""
+        return self.head(hidden_states, reverse=True)
+
     def get_config(self) -> dict[str, Any]:
+        sizes = self.model_config.to_dict()
+        del sizes["layer_norm_epsilon"]  # the same for every OPT model
         return {
             "name": self.name,
             "trainable": self.trainable,
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
-            "vocabulary_size": self.vocabulary_size,
-            "num_layers": self.num_layers,
-            "num_heads": self.num_heads,
-            "hidden_dim": self.hidden_dim,
-            "intermediate_dim": self.intermediate_dim,
             "dropout": self.dropout,
-            "max_sequence_length": self.max_sequence_length,
+            **sizes,
         }
 
     @classmethod

@@ -30,7 +30,7 @@ def cached_forward(
 
     Returns:
         Logits float32 [batch, vocabulary] of each row's last valid token, hidden states float32
-        [batch, sequence, hidden], and the caches with the new tokens written.
+        [batch, sequence, embedding], and the caches with the new tokens written.
     """
     single = input_ids.shape[1] == 1
     sequence = 1 if single else ops.shape(input_ids)[1]
@@ -45,14 +45,15 @@ def cached_forward(
     for layer, past in zip(backbone.transformer_layers, caches, strict=True):
         x, present = layer.call_with_cache(x, past, step)
         presents.append(present)
-    x = backbone.layer_norm(x)
+    x = backbone.finish(x)
 
     last = x
     if not single:  # the row's last valid token; a row without new tokens gives its first
         rows = ops.arange(batch, dtype="int32") * sequence
         last = ops.take(x, rows + ops.maximum(new_lengths - 1, 0), axis=0)
-    logits = backbone.token_embedding(last, reverse=True)
-    hidden_states = ops.reshape(x, (batch, sequence, backbone.hidden_dim))
+    logits = backbone.logits(last)
+    width = backbone.model_config.embedding_width
+    hidden_states = ops.reshape(x, (batch, sequence, width))
     return ops.cast(logits, "float32"), ops.cast(hidden_states, "float32"), presents
 
 

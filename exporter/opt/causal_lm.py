@@ -195,7 +195,7 @@ class OPTCausalLM(CausalLM):
         # === Functional Model ===
         inputs = backbone.input
         hidden_states = backbone(inputs)
-        outputs = backbone.token_embedding(hidden_states, reverse=True)
+        outputs = backbone.logits(hidden_states)
         super().__init__(inputs=inputs, outputs=outputs, **kwargs)
 
         # === Config ===

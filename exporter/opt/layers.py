@@ -7,6 +7,7 @@ the pass over a KV cache that the exporter traces. In the second, tokens are lai
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +19,33 @@ ops = keras.ops
 MASKED = -1e9  # added to attention scores; finite, so that a row with nothing to see stays finite
 
 
+# The feed-forward activations that `graphs.contract.ACTIVATIONS` names.
+_ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
+    "relu": ops.relu,
+    # Spelled out, because TensorFlow's own takes Erfc, which ONNX does not have.
+    "gelu": lambda x: 0.5 * x * (1.0 + ops.erf(x * 2**-0.5)),
+    "gelu_tanh": lambda x: ops.gelu(x, approximate=True),
+    "silu": ops.silu,
+}
+
+
 def kernel_initializer() -> Any:
     """The initializer of all OPT kernels and embeddings."""
     return keras.initializers.TruncatedNormal(stddev=0.02)
+
+
+def build_layer_norm(name: str, epsilon: float, affine: bool, dtype: Any) -> Any:
+    """A layer normalization, with scale and offset where `affine`."""
+    return keras.layers.LayerNormalization(
+        epsilon=epsilon, center=affine, scale=affine, dtype=dtype, name=name
+    )
+
+
+def build_dense(name: str, units: int, use_bias: bool, dtype: Any) -> Any:
+    """A dense layer without activation."""
+    return keras.layers.Dense(
+        units, use_bias=use_bias, kernel_initializer=kernel_initializer(), dtype=dtype, name=name
+    )
 
 
 @dataclass(frozen=True)
@@ -47,12 +72,16 @@ class OPTAttention(keras.layers.Layer):
     Args:
         num_heads: int. The number of attention heads.
         dropout: float. Dropout of the attention weights.
+        use_bias: bool. Whether the projections have biases.
     """
 
-    def __init__(self, num_heads: int, dropout: float = 0.0, **kwargs: Any) -> None:
+    def __init__(
+        self, num_heads: int, dropout: float = 0.0, use_bias: bool = True, **kwargs: Any
+    ) -> None:
         super().__init__(autocast=False, **kwargs)  # the bias stays float32 in narrow dtypes
         self.num_heads = num_heads
         self.dropout = dropout
+        self.use_bias = use_bias
         self.softmax = keras.layers.Softmax(dtype="float32", name="softmax")
         self.dropout_layer = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
 
@@ -60,18 +89,8 @@ class OPTAttention(keras.layers.Layer):
         hidden_dim = input_shape[-1]
         self.head_dim = hidden_dim // self.num_heads
         self.scale = self.head_dim**-0.5
-        self.qkv = keras.layers.Dense(
-            3 * hidden_dim,
-            kernel_initializer=kernel_initializer(),
-            dtype=self.dtype_policy,
-            name="qkv",
-        )
-        self.output_dense = keras.layers.Dense(
-            hidden_dim,
-            kernel_initializer=kernel_initializer(),
-            dtype=self.dtype_policy,
-            name="output",
-        )
+        self.qkv = build_dense("qkv", 3 * hidden_dim, self.use_bias, self.dtype_policy)
+        self.output_dense = build_dense("output", hidden_dim, self.use_bias, self.dtype_policy)
         self.qkv.build(input_shape)
         self.output_dense.build(input_shape)
         self.built = True
@@ -113,17 +132,26 @@ class OPTAttention(keras.layers.Layer):
         return input_shape
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "num_heads": self.num_heads, "dropout": self.dropout}
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "dropout": self.dropout,
+            "use_bias": self.use_bias,
+        }
 
 
 class OPTDecoderLayer(keras.layers.Layer):
-    """One OPT decoder layer: norm, attention, residual; norm, feed-forward (ReLU), residual.
+    """One OPT decoder layer: attention and feed-forward, each with a norm and a residual.
 
     Args:
         num_heads: int. The number of attention heads.
         intermediate_dim: int. The width of the feed-forward layer.
         dropout: float. Dropout of attention weights and of both residual branches.
         layer_norm_epsilon: float. Added to the variance in both norms.
+        activation: string. The feed-forward activation, one of `graphs.contract.ACTIVATIONS`.
+        norm_first: bool. Whether a norm stands before its branch, or after the residual.
+        use_bias: bool. Whether the dense layers have biases.
+        norm_affine: bool. Whether the norms have scales and offsets.
     """
 
     def __init__(
@@ -132,6 +160,10 @@ class OPTDecoderLayer(keras.layers.Layer):
         intermediate_dim: int,
         dropout: float = 0.1,
         layer_norm_epsilon: float = 1e-5,
+        activation: str = "relu",
+        norm_first: bool = True,
+        use_bias: bool = True,
+        norm_affine: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(autocast=False, **kwargs)  # the bias stays float32 in narrow dtypes
@@ -139,27 +171,21 @@ class OPTDecoderLayer(keras.layers.Layer):
         self.intermediate_dim = intermediate_dim
         self.dropout = dropout
         self.layer_norm_epsilon = layer_norm_epsilon
+        self.activation = activation
+        self.norm_first = norm_first
+        self.use_bias = use_bias
+        self.norm_affine = norm_affine
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        hidden_dim, dtype = input_shape[-1], self.dtype_policy
-        epsilon = self.layer_norm_epsilon
-        self.attention_norm = keras.layers.LayerNormalization(
-            epsilon=epsilon, dtype=dtype, name="attention_norm"
+        hidden_dim, dtype, bias = input_shape[-1], self.dtype_policy, self.use_bias
+        norm = (self.layer_norm_epsilon, self.norm_affine, dtype)
+        self.attention_norm = build_layer_norm("attention_norm", *norm)
+        self.attention = OPTAttention(
+            self.num_heads, self.dropout, bias, dtype=dtype, name="attention"
         )
-        self.attention = OPTAttention(self.num_heads, self.dropout, dtype=dtype, name="attention")
-        self.feed_forward_norm = keras.layers.LayerNormalization(
-            epsilon=epsilon, dtype=dtype, name="feed_forward_norm"
-        )
-        self.intermediate_dense = keras.layers.Dense(
-            self.intermediate_dim,
-            activation="relu",
-            kernel_initializer=kernel_initializer(),
-            dtype=dtype,
-            name="intermediate",
-        )
-        self.output_dense = keras.layers.Dense(
-            hidden_dim, kernel_initializer=kernel_initializer(), dtype=dtype, name="output"
-        )
+        self.feed_forward_norm = build_layer_norm("feed_forward_norm", *norm)
+        self.intermediate_dense = build_dense("intermediate", self.intermediate_dim, bias, dtype)
+        self.output_dense = build_dense("output", hidden_dim, bias, dtype)
         self.dropout_layer = keras.layers.Dropout(self.dropout, dtype=dtype, name="dropout")
         for layer in (self.attention_norm, self.attention, self.feed_forward_norm):
             layer.build(input_shape)
@@ -167,22 +193,32 @@ class OPTDecoderLayer(keras.layers.Layer):
         self.output_dense.build((*input_shape[:-1], self.intermediate_dim))
         self.built = True
 
-    def _feed_forward(self, x: Any) -> Any:
-        return self.output_dense(self.intermediate_dense(self.feed_forward_norm(x)))
-
     def call(self, x: Any, bias: Any, training: bool | None = None) -> Any:
         """Args: x [batch, sequence, hidden]; bias [batch, 1, sequence, sequence]."""
-        attended = self.attention(self.attention_norm(x), bias, training=training)
-        x = x + self.dropout_layer(attended, training=training)
-        return x + self.dropout_layer(self._feed_forward(x), training=training)
+        attended = self.attention(self._before(self.attention_norm, x), bias, training=training)
+        x = self._after(self.attention_norm, x + self.dropout_layer(attended, training=training))
+        fed = self.dropout_layer(self._feed_forward(x), training=training)
+        return self._after(self.feed_forward_norm, x + fed)
 
     def call_with_cache(
         self, x: Any, past: tuple[Any, Any], step: CacheStep
     ) -> tuple[Any, tuple[Any, Any]]:
         """Args: x [batch * sequence, hidden]; past: key and value cache. Returns both anew."""
-        attended, present = self.attention.call_with_cache(self.attention_norm(x), past, step)
-        x = x + attended
-        return x + self._feed_forward(x), present
+        attended, present = self.attention.call_with_cache(
+            self._before(self.attention_norm, x), past, step
+        )
+        x = self._after(self.attention_norm, x + attended)
+        return self._after(self.feed_forward_norm, x + self._feed_forward(x)), present
+
+    def _before(self, norm: Any, x: Any) -> Any:
+        return norm(x) if self.norm_first else x
+
+    def _after(self, norm: Any, x: Any) -> Any:
+        return x if self.norm_first else norm(x)
+
+    def _feed_forward(self, x: Any) -> Any:
+        inner = self.intermediate_dense(self._before(self.feed_forward_norm, x))
+        return self.output_dense(_ACTIVATIONS[self.activation](inner))
 
     def compute_output_shape(self, input_shape: Any, *_: Any) -> Any:
         return input_shape
@@ -194,50 +230,75 @@ class OPTDecoderLayer(keras.layers.Layer):
             "intermediate_dim": self.intermediate_dim,
             "dropout": self.dropout,
             "layer_norm_epsilon": self.layer_norm_epsilon,
+            "activation": self.activation,
+            "norm_first": self.norm_first,
+            "use_bias": self.use_bias,
+            "norm_affine": self.norm_affine,
         }
 
 
+def build_token_table(name: str, vocabulary_size: int, width: int, dtype: Any) -> Any:
+    """A table [vocabulary, width] that embeds tokens and, reversed, gives their logits."""
+    return keras.layers.ReversibleEmbedding(
+        vocabulary_size,
+        width,
+        tie_weights=True,
+        embeddings_initializer=kernel_initializer(),
+        dtype=dtype,
+        name=name,
+    )
+
+
 class OPTEmbedding(keras.layers.Layer):
-    """Token embedding plus learned position embedding; the token table also gives the logits.
+    """Token embedding plus learned position embedding.
 
     Args:
         vocabulary_size: int. Rows of the token table.
         max_sequence_length: int. Rows of the position table.
-        hidden_dim: int. Width of both.
+        hidden_dim: int. Width of the output and of the position table.
+        embedding_dim: int. Width of the token table; where it is another one, a projection without
+            bias leads to `hidden_dim`. By default `hidden_dim`.
     """
 
     def __init__(
-        self, vocabulary_size: int, max_sequence_length: int, hidden_dim: int, **kwargs: Any
+        self,
+        vocabulary_size: int,
+        max_sequence_length: int,
+        hidden_dim: int,
+        embedding_dim: int | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.vocabulary_size = vocabulary_size
         self.max_sequence_length = max_sequence_length
         self.hidden_dim = hidden_dim
-        self.token_embedding = keras.layers.ReversibleEmbedding(
-            vocabulary_size,
-            hidden_dim,
-            tie_weights=True,
-            embeddings_initializer=kernel_initializer(),
-            dtype=self.dtype_policy,
-            name="token_embedding",
+        self.embedding_dim = embedding_dim
+        dtype = self.dtype_policy
+        self.token_embedding = build_token_table(
+            "token_embedding", vocabulary_size, embedding_dim or hidden_dim, dtype
         )
         self.position_embedding = keras.layers.Embedding(
             max_sequence_length,
             hidden_dim,
             embeddings_initializer=kernel_initializer(),
-            dtype=self.dtype_policy,
+            dtype=dtype,
             name="position_embedding",
         )
+        self.project_in = None
+        if embedding_dim is not None:
+            self.project_in = build_dense("project_in", hidden_dim, False, dtype)
 
     def build(self, input_shape: Any) -> None:
         self.token_embedding.build(input_shape)
         self.position_embedding.build(input_shape)
+        if self.project_in is not None:
+            self.project_in.build((*input_shape, self.embedding_dim))
         self.built = True
 
     def call(self, token_ids: Any) -> Any:
         """Args: token_ids int [batch, sequence]. Returns [batch, sequence, hidden]."""
         positions = ops.arange(ops.shape(token_ids)[1])
-        return self.token_embedding(token_ids) + self.position_embedding(positions)
+        return self._project(self.token_embedding(token_ids)) + self.position_embedding(positions)
 
     def call_with_positions(self, token_ids: Any, positions: Any) -> Any:
         """Args: both int [tokens]; positions past the table (padding) take its last row."""
@@ -245,7 +306,11 @@ class OPTEmbedding(keras.layers.Layer):
         # A plain gather: Keras's own also serves negative indices, at five nodes in the graph.
         tokens = tf.gather(ops.convert_to_tensor(self.token_embedding.embeddings), token_ids)
         places = tf.gather(ops.convert_to_tensor(self.position_embedding.embeddings), positions)
-        return ops.cast(tokens, self.compute_dtype) + ops.cast(places, self.compute_dtype)
+        tokens = self._project(ops.cast(tokens, self.compute_dtype))
+        return tokens + ops.cast(places, self.compute_dtype)
+
+    def _project(self, tokens: Any) -> Any:
+        return tokens if self.project_in is None else self.project_in(tokens)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return (*input_shape, self.hidden_dim)
@@ -256,6 +321,7 @@ class OPTEmbedding(keras.layers.Layer):
             "vocabulary_size": self.vocabulary_size,
             "max_sequence_length": self.max_sequence_length,
             "hidden_dim": self.hidden_dim,
+            "embedding_dim": self.embedding_dim,
         }
 
 

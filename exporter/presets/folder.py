@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +11,11 @@ from exporter.checkpoints.formats import HUGGING_FACE, KERAS_PRESET
 from exporter.checkpoints.readers import TensorReader, open_checkpoint
 from exporter.checkpoints.weight_map import BoundTarget, WeightMap, bind_checkpoint
 from exporter.errors import PresetError
+from exporter.presets.hugging_face_config import read_hugging_face_config
 from graphs.contract import ModelConfig
 
 KERAS_CLASSES = ("keras_hub>OPTBackbone", "keras_nlp>OPTBackbone", "opt_onnx>OPTBackbone")
 DEFAULT_SEQUENCE_LENGTH = 1024  # Keras's, also of presets from before preprocessor.json
-
-# Switches of Hugging Face's OPT configuration, and the one value each that this model has.
-HF_SWITCHES: dict[str, object] = {
-    "do_layer_norm_before": True,
-    "_remove_final_layer_norm": False,
-    "activation_function": "relu",
-    "enable_bias": True,
-    "layer_norm_elementwise_affine": True,
-    "tie_word_embeddings": True,
-}
 
 
 @dataclass(frozen=True)
@@ -58,14 +49,8 @@ class PresetFolder:
         Raises:
             CheckpointError: if they are missing, truncated or do not fit.
         """
-        weight_map: WeightMap
-        if self.format == "keras":
-            names = ("model.weights", ".h5", "model.weights.json")
-            weight_map = KERAS_PRESET
-        else:
-            names = ("model", ".safetensors", "model.safetensors.index.json")
-            weight_map = HUGGING_FACE
-        reader = open_checkpoint(self.folder, *names)
+        weight_map: WeightMap = KERAS_PRESET if self.format == "keras" else HUGGING_FACE
+        reader = open_checkpoint(self.folder, self.format)
         try:
             return reader, bind_checkpoint(weight_map, self.config, reader, str(self.folder))
         except BaseException:
@@ -121,14 +106,7 @@ def _read_keras(folder: Path, config: dict[str, Any]) -> PresetFolder:
     return PresetFolder(
         folder=folder,
         format="keras",
-        config=ModelConfig(
-            vocabulary_size=values["vocabulary_size"],
-            num_layers=values["num_layers"],
-            num_heads=values["num_heads"],
-            hidden_dim=values["hidden_dim"],
-            intermediate_dim=values["intermediate_dim"],
-            max_sequence_length=values.get("max_sequence_length", 2048),
-        ),
+        config=_keras_sizes(values),
         dropout=values.get("dropout", 0.1),
         dtype=_keras_dtype(values.get("dtype")),
         sequence_length=preprocessor.get("sequence_length", DEFAULT_SEQUENCE_LENGTH),
@@ -137,6 +115,12 @@ def _read_keras(folder: Path, config: dict[str, Any]) -> PresetFolder:
         vocabulary=vocabulary,
         merges=merges,
     )
+
+
+def _keras_sizes(values: dict[str, Any]) -> ModelConfig:
+    """Sizes as keras-hub writes them; presets of other OPT models hold their switches too."""
+    known = {field.name: values[field.name] for field in fields(ModelConfig) if field.name in values}
+    return ModelConfig.from_dict({"max_sequence_length": 2048, **known})
 
 
 def _preprocessor_config(path: Path) -> dict[str, Any]:
@@ -166,32 +150,15 @@ def _keras_tokenizer(assets: Path) -> tuple[dict[str, int] | None, list[str] | N
 
 
 def _read_hugging_face(folder: Path, config: dict[str, Any]) -> PresetFolder:
-    if config.get("model_type") != "opt":
-        raise PresetError(f"{folder} holds a {config.get('model_type')!r} model, not 'opt'")
-    switches = {**HF_SWITCHES, "word_embed_proj_dim": config["hidden_size"]}
-    wrong = [
-        f"{name}={config[name]!r} (needs {value!r})"
-        for name, value in switches.items()
-        if config.get(name, value) != value
-    ]
-    if wrong:
-        raise PresetError(f"{folder} has switches that are not supported: {', '.join(wrong)}")
+    sizes = read_hugging_face_config(config, str(folder))
     vocabulary, merges = _hugging_face_tokenizer(folder)
-    positions = config["max_position_embeddings"]
     return PresetFolder(
         folder=folder,
         format="huggingface",
-        config=ModelConfig(
-            vocabulary_size=config["vocab_size"],
-            num_layers=config["num_hidden_layers"],
-            num_heads=config["num_attention_heads"],
-            hidden_dim=config["hidden_size"],
-            intermediate_dim=config["ffn_dim"],
-            max_sequence_length=positions,
-        ),
+        config=sizes,
         dropout=config.get("dropout", 0.1),
         dtype="float32",
-        sequence_length=min(DEFAULT_SEQUENCE_LENGTH, positions),
+        sequence_length=min(DEFAULT_SEQUENCE_LENGTH, sizes.max_sequence_length),
         vocabulary=vocabulary,
         merges=merges,
     )

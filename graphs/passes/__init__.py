@@ -5,11 +5,12 @@ Each pass is one file: what it looks for, what it puts there, and how many it re
 
 from __future__ import annotations
 
+from graphs.contract import ModelConfig
+from graphs.passes.head import fuse_head
 from graphs.passes.layer_norm import fuse_layer_norm
-from graphs.passes.tied_head import fuse_tied_head
 from graphs.program import Program
 
-PASSES = (fuse_layer_norm, fuse_tied_head)
+PASSES = (fuse_layer_norm, fuse_head)
 
 
 def rewrite(program: Program) -> dict[str, int]:
@@ -17,6 +18,6 @@ def rewrite(program: Program) -> dict[str, int]:
     return {run.__name__: run(program) for run in PASSES}
 
 
-def expected_counts(num_layers: int) -> dict[str, int]:
+def expected_counts(config: ModelConfig) -> dict[str, int]:
     """What `rewrite` returns for an OPT decoder; anything else means that a pass stopped matching."""
-    return {"fuse_layer_norm": 2 * num_layers + 1, "fuse_tied_head": 1}
+    return {"fuse_layer_norm": 2 * config.num_layers + config.final_norm, "fuse_head": 1}

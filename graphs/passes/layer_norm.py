@@ -1,38 +1,46 @@
 """Puts ONNX's LayerNormalization where Keras's layer normalization was traced.
 
 Keras computes `x * s + (beta - mean * s)` with `s = gamma / sqrt(variance + epsilon)` and the
-statistics of the last axis; tf2onnx writes that as about ten nodes.
+statistics of the last axis; tf2onnx writes that as about ten nodes. Without scale and offset it is
+`x * s - mean * s` with `s = 1 / sqrt(variance + epsilon)`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from graphs.passes.matching import constant, pairs, producer, remove_unused
 from graphs.program import Program
 
 
+ONES = "layer_norm_ones"
+
+
 @dataclass(frozen=True)
 class _Match:
     x: ir.Value
-    gamma: ir.Value
-    beta: ir.Value
+    gamma: ir.Value | None
+    beta: ir.Value | None
     epsilon: float
 
 
 def fuse_layer_norm(program: Program) -> int:
     """Rewrites every layer normalization; returns how many."""
     graph = program.graph
+    weights = set(program.weights.values())
     count = 0
     for node in list(graph):
-        match = _match(node, set(program.weights.values()))
+        match = _match(node, weights) or _match_plain(node)
         if match is None:
             continue
+        # The operator's scale is not optional.
+        gamma = match.gamma if match.gamma is not None else _ones(program)
         fused = ir.node(
             "LayerNormalization",
-            [match.x, match.gamma, match.beta],
+            [match.x, gamma] if match.beta is None else [match.x, gamma, match.beta],
             {"axis": -1, "epsilon": match.epsilon},
         )
         ir.convenience.replace_nodes_and_values(
@@ -57,6 +65,36 @@ def _match(node: ir.Node, weights: set[ir.Value]) -> _Match | None:
                 if found is not None:
                     return found
     return None
+
+
+def _match_plain(node: ir.Node) -> _Match | None:
+    """Matches a norm without scale and offset, `Add(Mul(x, s), Mul(Neg(mean), s))`."""
+    if node.op_type != "Add":
+        return None
+    for scaled, shift in pairs(node):
+        scaled_node, shift_node = producer(scaled, "Mul"), producer(shift, "Mul")
+        if scaled_node is None or shift_node is None:
+            continue
+        for x, scale in pairs(scaled_node):
+            if x is None or (epsilon := _inverse_deviation_epsilon(scale, x)) is None:
+                continue
+            if any(f is scale and _is_negative_mean(other, x) for f, other in pairs(shift_node)):
+                return _Match(x, None, None, epsilon)
+    return None
+
+
+def _ones(program: Program) -> ir.Value:
+    """A scale of ones, shared by all norms of the graph."""
+    initializers = program.graph.initializers
+    if ONES not in initializers:
+        values = np.ones(program.config.hidden_dim, np.float32)
+        initializers[ONES] = ir.Value(
+            name=ONES,
+            shape=ir.Shape(values.shape),
+            type=ir.TensorType(ir.DataType.FLOAT),
+            const_value=ir.tensor(values, name=ONES),
+        )
+    return initializers[ONES]
 
 
 def _match_parts(

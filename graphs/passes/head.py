@@ -1,6 +1,6 @@
-"""Lets the language-model head read the token embedding as it is stored.
+"""Lets the language-model head read its table as it is stored.
 
-The trace transposes the embedding [vocabulary, hidden] before the product with the hidden states; a
+The trace transposes the table [vocabulary, embedding] before the product with the hidden states; a
 runtime would fold that into a second copy of the largest weight. Gemm multiplies by the transpose.
 """
 
@@ -12,7 +12,7 @@ from graphs.passes.matching import producer, remove_unused
 from graphs.program import Program
 
 
-def fuse_tied_head(program: Program) -> int:
+def fuse_head(program: Program) -> int:
     """Rewrites `MatMul(x, Transpose(weight))` on matrices to Gemm; returns how many."""
     graph = program.graph
     weights = set(program.weights.values())
