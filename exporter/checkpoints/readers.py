@@ -1,28 +1,19 @@
-"""Lazy readers of checkpoint files: names and shapes at once, values one tensor at a time."""
+"""Finds a checkpoint in a folder and reads it: names and shapes at once, values by tensor."""
 
 from __future__ import annotations
 
-import itertools
 import json
-import struct
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import h5py
-import ml_dtypes
 import numpy as np
 
+from exporter.checkpoints.h5_file import H5Reader
+from exporter.checkpoints.safetensors_file import SafetensorsReader
+from exporter.checkpoints.torch_file import TorchReader
 from exporter.errors import CheckpointError
-
-SAFETENSORS_DTYPES: dict[str, Any] = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-}
-OLD_LAYERS = "_layer_checkpoint_dependencies/"
-MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 
 
 class TensorReader(Protocol):
@@ -39,128 +30,30 @@ class TensorReader(Protocol):
         """Closes the files."""
 
 
-class SafetensorsReader:
-    """Reads one safetensors file with plain reads.
+@dataclass(frozen=True)
+class WeightFiles:
+    """How a checkpoint may lie in a folder.
 
-    Follows https://github.com/huggingface/safetensors#format. The library maps the whole file, whose
-    pages then count as this process's memory; reading only what is asked for keeps that flat.
-
-    Raises:
-        CheckpointError: if the file is truncated or its header is not valid.
+    Attributes:
+        single: the name of the file that holds all of it.
+        index: the name of the JSON file that lists its shards, where it is in several.
+        reader: opens one of its files.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            prefix = file.read(8)
-            if len(prefix) < 8:
-                raise CheckpointError(f"{path} is truncated: {size} bytes hold no header")
-            (header_size,) = struct.unpack("<Q", prefix)
-            if header_size > min(size - 8, MAX_HEADER_BYTES):
-                raise CheckpointError(
-                    f"{path} is truncated or not a safetensors file: it declares a header of "
-                    f"{header_size} bytes and has {size} in all"
-                )
-            try:
-                header = json.loads(file.read(header_size))
-                header.pop("__metadata__", None)
-                self._entries = {name: _entry(value) for name, value in header.items()}
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                raise CheckpointError(f"{path} has an unreadable header: {error}") from None
-        self._data_start = 8 + header_size
-        self._data_size = size - self._data_start
-        for name, (dtype, shape, begin, end) in self._entries.items():
-            expected = int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize
-            if begin < 0 or end - begin != expected or min(shape, default=0) < 0:
-                raise CheckpointError(
-                    f"{path}: tensor {name!r} of shape {shape} takes {expected} bytes, "
-                    f"but the header gives it {end - begin}"
-                )
-            if end > self._data_size:
-                raise CheckpointError(
-                    f"{path} is truncated: tensor {name!r} ends at byte {self._data_start + end} of "
-                    f"{size}; fetch the file again"
-                )
-
-        placed = sorted((begin, end, name) for name, (_, _, begin, end) in self._entries.items())
-        for (_, end, first), (begin, _, second) in itertools.pairwise(placed):
-            if begin < end:
-                raise CheckpointError(f"{path}: tensors {first!r} and {second!r} overlap")
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: shape for name, (_, shape, _, _) in self._entries.items()}
-
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        dtype, shape, begin, _ = self._entries[name]
-        first, last, _ = slice(start, stop).indices(shape[0]) if shape else (0, 1, 1)
-        row_items = int(np.prod(shape[1:], dtype=object))
-        values = np.fromfile(
-            self._path,
-            dtype,
-            count=max(0, last - first) * row_items,
-            offset=self._data_start + begin + first * row_items * np.dtype(dtype).itemsize,
-        )
-        return values.reshape((-1, *shape[1:])) if shape else values.reshape(())
-
-    def close(self) -> None:
-        """Nothing to close: the file is open only while it is read."""
+    single: str
+    index: str
+    reader: Callable[[Path], TensorReader]
 
 
-def _entry(value: dict[str, Any]) -> tuple[Any, tuple[int, ...], int, int]:
-    begin, end = value["data_offsets"]
-    dtype = SAFETENSORS_DTYPES.get(value["dtype"])
-    if dtype is None:
-        raise ValueError(f"dtype {value['dtype']!r} is not one of {sorted(SAFETENSORS_DTYPES)}")
-    return dtype, tuple(int(n) for n in value["shape"]), int(begin), int(end)
-
-
-class H5Reader:
-    """Reads a Keras weights file, whose datasets are found by their paths.
-
-    Raises:
-        CheckpointError: if the file is truncated or is not HDF5.
-    """
-
-    def __init__(self, path: Path) -> None:
-        try:
-            self._file = h5py.File(path, "r")
-        except OSError as error:
-            raise CheckpointError(f"{path} is truncated or not an HDF5 file: {error}") from None
-        self._datasets: dict[str, h5py.Dataset] = {}
-        self._file.visititems(self._visit)
-
-    def _visit(self, name: str, item: Any) -> None:
-        # Keras before 3 wrote the layers under another name.
-        if name.startswith(OLD_LAYERS):
-            name = "layers/" + name.removeprefix(OLD_LAYERS)
-        # Optimizer state and random seeds are no weights of the model.
-        if isinstance(item, h5py.Dataset) and not name.startswith(("optimizer", "_")):
-            self._datasets[name] = item
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(dataset.shape) for name, dataset in self._datasets.items()}
-
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        dataset = self._datasets[name]
-        try:
-            values = np.asarray(dataset[start:stop] if dataset.shape else dataset[()])
-        except OSError as error:
-            raise CheckpointError(
-                f"{self._file.filename} is truncated at tensor {name!r}: {error}"
-            ) from None
-        # HDF5 has no bfloat16: Keras stores its bits and names the dtype in an attribute.
-        return values.view(ml_dtypes.bfloat16) if _is_bfloat16(dataset) else values
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _is_bfloat16(dataset: h5py.Dataset) -> bool:
-    name = dataset.attrs.get("dtype", "")
-    return (name.decode() if isinstance(name, bytes) else str(name)) == "bfloat16"
+# By the format of the folder, in order of preference.
+WEIGHT_FILES: dict[str, tuple[WeightFiles, ...]] = {
+    "keras": (WeightFiles("model.weights.h5", "model.weights.json", H5Reader),),
+    "huggingface": (
+        WeightFiles("model.safetensors", "model.safetensors.index.json", SafetensorsReader),
+        WeightFiles("pytorch_model.bin", "pytorch_model.bin.index.json", TorchReader),
+    ),
+}
+UNREAD_FILES = ("tf_model.h5", "flax_model.msgpack")  # transformers' other frameworks
 
 
 class ShardedReader:
@@ -182,25 +75,33 @@ class ShardedReader:
             reader.close()
 
 
-def open_checkpoint(folder: Path, stem: str, ending: str, index: str) -> TensorReader:
-    """Opens `stem + ending` in a folder, or else the shards that the file `index` lists.
+def open_checkpoint(folder: Path, layout: str) -> TensorReader:
+    """Opens the weights in a folder: one file, or the shards that an index lists.
+
+    Args:
+        folder: where they are.
+        layout: `"keras"` or `"huggingface"`, which says what the files are called.
 
     Raises:
-        CheckpointError: if neither is there, a shard is missing, or a file is not valid.
+        CheckpointError: if there are none, a shard is missing, or a file is not valid.
     """
-    reader: Callable[[Path], TensorReader] = H5Reader if ending == ".h5" else SafetensorsReader
-    single, index_path = folder / (stem + ending), folder / index
-    if single.exists():
-        return reader(single)
-    if not index_path.exists():
-        raise CheckpointError(
-            f"{folder} has no weights: expected {single.name}, or {index} with its shards"
-        )
-    names = _shard_names(index_path)
-    missing = [name for name in names if not (folder / name).exists()]
+    for files in WEIGHT_FILES[layout]:
+        if (folder / files.single).is_file():
+            return files.reader(folder / files.single)
+        if (folder / files.index).is_file():
+            return _open_shards(folder, files)
+    wanted = ", or ".join(f"{f.single}, or {f.index} with its shards" for f in WEIGHT_FILES[layout])
+    unread = [name for name in UNREAD_FILES if (folder / name).is_file()]
+    hint = f"; {' and '.join(unread)} cannot be read" if unread else ""
+    raise CheckpointError(f"{folder} has no weights: expected {wanted}{hint}")
+
+
+def _open_shards(folder: Path, files: WeightFiles) -> ShardedReader:
+    names = _shard_names(folder / files.index)
+    missing = [name for name in names if not (folder / name).is_file()]
     if missing:
-        raise CheckpointError(f"{folder} lacks the shards {missing} that {index} lists")
-    return ShardedReader([reader(folder / name) for name in names])
+        raise CheckpointError(f"{folder} lacks the shards {missing} that {files.index} lists")
+    return ShardedReader([files.reader(folder / name) for name in names])
 
 
 def _shard_names(index_path: Path) -> list[str]:
