@@ -8,7 +8,7 @@ from pathlib import Path
 from graphs.contract import Phase
 from graphs.manifest import Manifest, ManifestError, read_manifest
 from runtime.errors import BundleError
-from runtime.tokenizer import MERGES_FILE, VOCABULARY_FILE, Tokenizer
+from runtime.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,11 @@ def load_bundle(folder: str | Path, *, verify: bool = False) -> Bundle:
         manifest.check_files(folder, weights_hash=verify)
     except ManifestError as error:
         raise BundleError(str(error)) from None
-    names = {entry.name for entry in manifest.tokenizer}
-    if not names:
+    if not manifest.tokenizer:
         return Bundle(folder, manifest, None)
-    if names != {VOCABULARY_FILE, MERGES_FILE}:
-        raise BundleError(f"{folder} has an unknown kind of tokenizer: {sorted(names)}")
     try:
-        return Bundle(folder, manifest, Tokenizer.from_folder(folder))
+        names = [entry.name for entry in manifest.tokenizer]
+        files = {name: (folder / name).read_text(encoding="utf-8") for name in names}
+        return Bundle(folder, manifest, Tokenizer.from_files(files))
     except ValueError as error:
         raise BundleError(f"{folder}: {error}") from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -53,9 +55,31 @@ class KVCache:
             raise ValueError(f"cannot roll rows of {self.lengths} tokens back to {lengths}")
         self.lengths[:] = lengths
 
-    def reorder(self, rows: NDArray[np.int64]) -> None:
-        """Makes row i a copy of what row `rows[i]` was, as beam search does."""
-        for pair in self.layers:
-            for buffer in pair:
-                buffer[...] = buffer[rows]
-        self.lengths[:] = self.lengths[rows]
+    def copy_rows(
+        self,
+        source: KVCache,
+        rows: NDArray[np.integer[Any]],
+        targets: NDArray[np.integer[Any]],
+        first: int = 0,
+    ) -> None:
+        """Copies rows, only the slots that are in use; see `runtime.decoder.Cache.copy_rows`.
+
+        Raises:
+            ValueError: if a row does not fit into this cache.
+        """
+        if not len(targets):
+            return
+        last = int(source.lengths[rows].max())
+        if last > self.capacity:
+            raise ValueError(f"a row of {last} tokens has no room in a cache of {self.capacity}")
+        if first < last:
+            for own, others in zip(self.layers, source.layers, strict=True):
+                for buffer, other in zip(own, others, strict=True):
+                    # The right side is a copy of its own, so rows may trade places.
+                    buffer[targets, :, first:last] = other[rows, :, first:last]
+        self.lengths[targets] = source.lengths[rows]
+
+    def reorder(self, rows: NDArray[np.integer[Any]], first: int = 0) -> None:
+        """Makes row i a copy of what row `rows[i]` was; rows that stay are not touched."""
+        targets = np.flatnonzero(rows != np.arange(self.batch))
+        self.copy_rows(self, rows[targets], targets, first)

@@ -10,21 +10,31 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from runtime import samplers
 from runtime.command import run_command
-from runtime.samplers import Sampler
+from runtime.sampler_options import (
+    SAMPLERS_HELP,
+    add_sampler_options,
+    changed_sampler,
+    named_sampler,
+)
+from runtime.samplers import BeamSampler
+
+if TYPE_CHECKING:
+    from runtime.generator import Generator
 
 EXAMPLES = """\
 examples:
   opt-generate opt_tiny_en "The import statement" --max-length 60
   opt-generate opt_tiny_en "Return a list" --sampler greedy
+  opt-generate opt_tiny_en "Return a list" --sampler top_p --p 0.9 --temperature 0.8 --seed 1
+  opt-generate opt_tiny_en "Return a list" --sampler beam --num-beams 3 --all-beams
   echo "If the argument is" | opt-generate opt_tiny_en --seed 1
       standard input, when piped, is one prompt
   opt-generate opt_tiny_en --input prompts.jsonl --output texts.jsonl
       a line of the input is {"prompt": "..."}; one of the output adds "text", "finish_reason",
-      token counts and speeds
+      token counts and speeds, and with --all-beams "beams"
 Make a bundle with: opt-export --preset opt_tiny_en
 """
 
@@ -34,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="opt-generate",
         description="Write text with an exported OPT bundle. Text is printed as it comes.",
-        epilog=EXAMPLES,
+        epilog=f"{SAMPLERS_HELP}\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("bundle", metavar="BUNDLE", help="bundle folder that opt-export made")
@@ -42,10 +52,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-length", type=int, metavar="N", help="tokens of prompt and answer together"
     )
-    parser.add_argument("--sampler", choices=("greedy", "top_k"), help="default: the bundle's")
-    parser.add_argument("--k", type=int, help="tokens that top_k draws among (default: 5)")
-    parser.add_argument("--temperature", type=float, help="divides the logits (default: 1.0)")
-    parser.add_argument("--seed", type=int, help="same seed, same text")
     parser.add_argument("--strip-prompt", action="store_true", help="print only what is new")
     parser.add_argument(
         "--no-stop", action="store_true", help="go on to --max-length, past the end token"
@@ -58,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
     parser.add_argument("--verify", action="store_true", help="check the weights' hash first")
+    add_sampler_options(parser)
     return parser
 
 
@@ -73,14 +80,14 @@ def _run(options: argparse.Namespace) -> None:
         raise ValueError(f"--batch-size must be at least 1, got {options.batch_size}")
     requests = _read_requests(options.input) if options.input is not None else []
     prompts = [] if options.input is not None else _prompts(options.prompts)
-    sampler = _sampler(options)
+    sampler = named_sampler(options)
 
     from runtime.generator import Generator
 
     generator = Generator.from_bundle(
         options.bundle, device=options.device, threads=options.threads, verify=options.verify
     )
-    generator.compile(_merged(generator.sampler, options) if sampler is None else sampler)
+    generator.compile(sampler or changed_sampler(generator.sampler, options))
     settings = {
         "max_length": options.max_length,
         "stop_token_ids": None if options.no_stop else "auto",
@@ -88,9 +95,7 @@ def _run(options: argparse.Namespace) -> None:
     }
     if options.input is None:
         for prompt in prompts:
-            for piece in generator.stream(prompt, **settings):
-                print(piece, end="", flush=True)
-            print(flush=True)
+            _print_text(generator, prompt, settings)
         return
     with _output(options.output) as file:
         for start in range(0, len(requests), options.batch_size):
@@ -101,37 +106,23 @@ def _run(options: argparse.Namespace) -> None:
                 print(json.dumps(line, ensure_ascii=False), file=file, flush=True)
 
 
+def _print_text(generator: Generator, prompt: str, settings: dict[str, Any]) -> None:
+    """Prints one text as it comes, or its beams with a score before each once they are there."""
+    if isinstance(generator.sampler, BeamSampler) and generator.sampler.return_all_beams:
+        for text, score in zip(*generator.generate(prompt, **settings), strict=True):
+            print(f"{score:.4f}\t{text}", flush=True)
+        return
+    for piece in generator.stream(prompt, **settings):
+        print(piece, end="", flush=True)
+    print(flush=True)
+
+
 def _prompts(given: Sequence[str]) -> list[str]:
     if given:
         return list(given)
     if sys.stdin is None or sys.stdin.isatty():
         raise ValueError("no prompt: give one after BUNDLE, pipe one in, or use --input FILE")
     return [sys.stdin.read().removesuffix("\n")]
-
-
-def _sampler(options: argparse.Namespace) -> Sampler | None:
-    """The sampler that the options name, `None` for the bundle's own."""
-    if options.sampler is None:
-        return None
-    return _with_options(options.sampler, {}, options)
-
-
-def _merged(default: Sampler, options: argparse.Namespace) -> Sampler:
-    """The bundle's own sampler with what the options change."""
-    config = samplers.serialize(default)
-    values = config["config"]
-    assert isinstance(values, dict)
-    return _with_options(str(config["class_name"]), values, options)
-
-
-def _with_options(name: str, values: dict[str, Any], options: argparse.Namespace) -> Sampler:
-    given = {key: getattr(options, key) for key in ("k", "temperature", "seed")}
-    changes = {key: value for key, value in given.items() if value is not None}
-    try:
-        return samplers.deserialize({"class_name": name, "config": {**values, **changes}})
-    except ValueError as error:
-        options_given = ", ".join(f"--{key}" for key in changes)
-        raise ValueError(f"{error}{f' (from {options_given})' if changes else ''}") from None
 
 
 @dataclass(frozen=True)

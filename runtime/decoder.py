@@ -35,6 +35,16 @@ class Cache(Protocol):
     capacity: int
     lengths: NDArray[np.int32]
 
+    def copy_rows(self, source: Any, rows: IntArray, targets: IntArray, first: int = 0) -> None:
+        """Makes each row `targets[j]` a copy of what row `rows[j]` of a cache was.
+
+        Args:
+            source: a cache of the same model, which may be this one.
+            rows: int [n], rows of the source.
+            targets: int [n], rows of this cache, each once.
+            first: slots before this one are known to be the same already.
+        """
+
 
 class Decoder(Protocol):
     """A language model that appends tokens to a cache and scores the next one."""
@@ -44,8 +54,16 @@ class Decoder(Protocol):
     def new_cache(self, batch: int, capacity: int) -> Any:
         """An empty cache of `batch` rows with room for `capacity` tokens each."""
 
-    def append(self, cache: Any, token_ids: IntArray, new_lengths: IntArray) -> StepOutput:
+    def append(
+        self,
+        cache: Any,
+        token_ids: IntArray,
+        new_lengths: IntArray,
+        *,
+        hidden_states: bool = False,
+    ) -> StepOutput:
         """Appends tokens [batch, sequence], right-padded, to the rows of a cache.
 
         `new_lengths` [batch] says how many of each row are valid; a row may have none.
+        `hidden_states` asks for those beside the logits.
         """

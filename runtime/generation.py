@@ -6,17 +6,18 @@ reason, and what a row becomes does not depend on the rows beside it.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.decoder import Decoder
+from runtime.decoder import Decoder, StepOutput
 from runtime.results import FinishReason
-from runtime.samplers import Sampler
 
 
 @dataclass(frozen=True)
@@ -33,89 +34,155 @@ class RowRequest:
     max_length: int
     stop_token_ids: frozenset[int] = frozenset()
 
+    def finish_reason(self, token_ids: Sequence[int]) -> FinishReason | None:
+        """Why a row with these new tokens has ended, `None` if it goes on."""
+        if token_ids and token_ids[-1] in self.stop_token_ids:
+            return "stop"
+        return "length" if len(self.prompt) + len(token_ids) >= self.max_length else None
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One of the continuations that a search found for a row.
+
+    Attributes:
+        token_ids: the new tokens.
+        score: sum of their log-probabilities.
+        finish_reason: why it ended.
+    """
+
+    token_ids: tuple[int, ...]
+    score: float
+    finish_reason: FinishReason
+
 
 @dataclass
 class Row:
-    """A prompt on its way: its new tokens and why it ended, `None` while it runs."""
+    """A prompt on its way: its new tokens and why it ended, `None` while it runs.
+
+    `hypotheses` has all beams, best first, after a search that was asked for them.
+    """
 
     request: RowRequest
-    generator: np.random.Generator
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    hypotheses: tuple[Hypothesis, ...] | None = None
 
     def __post_init__(self) -> None:
-        if len(self.request.prompt) >= self.request.max_length:
-            self.finish_reason = "length"
+        self.finish_reason = self.request.finish_reason(self.token_ids)
 
     def push(self, token_id: int) -> None:
-        """Takes the token that was drawn for this row."""
+        """Takes the token that was chosen for this row."""
         self.token_ids.append(token_id)
-        if token_id in self.request.stop_token_ids:
-            self.finish_reason = "stop"
-        elif len(self.request.prompt) + len(self.token_ids) >= self.request.max_length:
-            self.finish_reason = "length"
+        self.finish_reason = self.request.finish_reason(self.token_ids)
 
 
-class GenerationRun:
+class Run:
     """One batch of rows through prefill and decode.
 
     Attributes:
         rows: the batch.
-        prefill_seconds, decode_seconds: time spent so far; sampling counts as decoding.
+        prefill_seconds, decode_seconds: time spent so far; choosing tokens counts as decoding.
     """
 
-    def __init__(self, decoder: Decoder, requests: Sequence[RowRequest], sampler: Sampler) -> None:
+    def __init__(self, decoder: Decoder, requests: Sequence[RowRequest]) -> None:
         self._decoder = decoder
-        self._sampler = sampler
-        generators = row_generators(sampler.seed, [request.prompt for request in requests])
-        self.rows = [Row(r, g) for r, g in zip(requests, generators, strict=True)]
+        self.rows = [Row(request) for request in requests]
         self.prefill_seconds = 0.0
         self.decode_seconds = 0.0
 
     def steps(self) -> Iterator[dict[int, int]]:
         """Yields the tokens of each step by row number, until every row has ended."""
-        if not self._running():
-            return
+        raise NotImplementedError
+
+    def _running(self) -> list[int]:
+        return [i for i, row in enumerate(self.rows) if row.finish_reason is None]
+
+    def _longest_prompt(self) -> int:
+        return max(len(row.request.prompt) for row in self.rows)
+
+    def _room(self) -> int:
+        """Slots that a cache needs: rows end at different ones, and the longest decides."""
+        return max(self._longest_prompt(), *(row.request.max_length for row in self.rows))
+
+    def _prefill(self, capacity: int, **options: bool) -> tuple[Any, StepOutput]:
+        """A cache of one row a prompt that holds the prompts, and what the model said."""
         started = time.perf_counter()
         prompts = [row.request.prompt for row in self.rows]
         lengths = np.array([len(prompt) for prompt in prompts], np.int32)
         token_ids = np.zeros((len(prompts), int(lengths.max())), np.int64)
         for i, prompt in enumerate(prompts):
             token_ids[i, : len(prompt)] = prompt
-        # Rows of different lengths end at different slots; the longest decides the room.
-        capacity = max(int(lengths.max()), *(row.request.max_length for row in self.rows))
         cache = self._decoder.new_cache(len(prompts), capacity)
-        logits = self._decoder.append(cache, token_ids, lengths).logits
+        output = self._decoder.append(cache, token_ids, lengths, **options)
         self.prefill_seconds = time.perf_counter() - started
+        return cache, output
 
-        next_ids = np.zeros((len(prompts), 1), np.int64)
-        new_lengths = np.ones(len(prompts), np.int32)
+    @contextlib.contextmanager
+    def _decoding(self) -> Iterator[None]:
+        """Counts the time that is spent inside as decoding."""
+        started = time.perf_counter()
+        yield
+        self.decode_seconds += time.perf_counter() - started
+
+
+class TokenSampler(Protocol):
+    """What `GenerationRun` asks of a sampler; see `runtime.samplers.Sampler`."""
+
+    seed: int | None
+
+    def sample(
+        self, logits: NDArray[np.float32], generators: Sequence[np.random.Generator]
+    ) -> NDArray[np.int64]:
+        """The next token of each row."""
+
+
+class GenerationRun(Run):
+    """Row by row, each next token drawn by a sampler from the logits after the last."""
+
+    def __init__(self, decoder: Decoder, requests: Sequence[RowRequest], sampler: TokenSampler) -> None:
+        super().__init__(decoder, requests)
+        self._sampler = sampler
+        self._generators = row_generators(sampler.seed, [request.prompt for request in requests])
+
+    def steps(self) -> Iterator[dict[int, int]]:
+        """Yields the tokens of each step by row number, until every row has ended."""
+        if not self._running():
+            return
+        cache, output = self._prefill(self._room())
+        next_ids = np.zeros((len(self.rows), 1), np.int64)
+        new_lengths = np.ones(len(self.rows), np.int32)
         while True:
-            started = time.perf_counter()
-            drawn = self._draw(logits)
-            for i, token_id in drawn.items():
-                self.rows[i].push(token_id)
-                next_ids[i, 0] = token_id
-            self.decode_seconds += time.perf_counter() - started
+            with self._decoding():
+                drawn = self._draw(output.logits)
+                for i, token_id in drawn.items():
+                    self.rows[i].push(token_id)
+                    next_ids[i, 0] = token_id
             yield drawn
             if not self._running():
                 return
-            started = time.perf_counter()
-            for i, row in enumerate(self.rows):
-                new_lengths[i] = row.finish_reason is None
-            logits = self._decoder.append(cache, next_ids, new_lengths).logits
-            self.decode_seconds += time.perf_counter() - started
-
-    def _running(self) -> list[int]:
-        return [i for i, row in enumerate(self.rows) if row.finish_reason is None]
+            with self._decoding():
+                for i, row in enumerate(self.rows):
+                    new_lengths[i] = row.finish_reason is None
+                output = self._decoder.append(cache, next_ids, new_lengths)
 
     def _draw(self, logits: NDArray[np.float32]) -> dict[int, int]:
         running = self._running()
         if len(running) < len(self.rows):
             logits = logits[running]
-        generators = [self.rows[i].generator for i in running]
-        token_ids = self._sampler.sample(logits, generators)
-        return dict(zip(running, (int(t) for t in token_ids), strict=True))
+        token_ids = np.asarray(self._sampler.sample(logits, [self._generators[i] for i in running]))
+        self._check_choice(token_ids, len(running))
+        return dict(zip(running, token_ids.tolist(), strict=True))
+
+    def _check_choice(self, token_ids: NDArray[Any], rows: int) -> None:
+        """Samplers are open to users: what they return is input."""
+        size = self._decoder.config.vocabulary_size
+        whole = token_ids.shape == (rows,) and token_ids.dtype.kind in "iu"
+        if not whole or not 0 <= token_ids.min() <= token_ids.max() < size:
+            raise ValueError(
+                f"{type(self._sampler).__name__} must return one token id a row, {rows} whole numbers "
+                f"from 0 to {size - 1}; got {token_ids.tolist()}"
+            )
 
 
 def row_generators(seed: int | None, prompts: Sequence[tuple[int, ...]]) -> list[np.random.Generator]:

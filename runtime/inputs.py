@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,8 +50,7 @@ def iterate_batches(inputs: Any) -> Iterator[Batch]:
     """The batches of a `tf.data.Dataset` or of an iterable; elements as `read_batch` takes them."""
     source = inputs.as_numpy_iterator() if hasattr(inputs, "as_numpy_iterator") else inputs
     for element in source:
-        batch = read_batch(element)
-        yield TextBatch(batch.texts, single=False) if isinstance(batch, TextBatch) else batch
+        yield replace(read_batch(element), single=False)
 
 
 def read_batch(inputs: Any) -> Batch:

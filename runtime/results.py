@@ -9,6 +9,23 @@ FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
+class Beam:
+    """One of the continuations that beam search found for a prompt.
+
+    Attributes:
+        text: as `GenerationResult.text`.
+        token_ids: the new tokens, with the stop token where one was drawn.
+        score: sum of the new tokens' log-probabilities, natural logarithm.
+        finish_reason: `"stop"` after a stop token, `"length"` at `max_length`.
+    """
+
+    text: str | None
+    token_ids: tuple[int, ...]
+    score: float
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True)
 class GenerationResult:
     """One row's outcome.
 
@@ -19,6 +36,7 @@ class GenerationResult:
         finish_reason: `"stop"` after a stop token, `"length"` at `max_length`.
         prefill_seconds: time of the pass over the prompts of the row's batch.
         decode_seconds: time from then to the end of the batch.
+        beams: all beams, best first, where the sampler was asked for them; the first is this result.
     """
 
     text: str | None
@@ -27,6 +45,7 @@ class GenerationResult:
     finish_reason: FinishReason
     prefill_seconds: float
     decode_seconds: float
+    beams: tuple[Beam, ...] | None = None
 
     @property
     def prompt_tokens(self) -> int:
@@ -49,9 +68,12 @@ class GenerationResult:
         return max(0, self.generated_tokens - 1) / self.decode_seconds if self.decode_seconds else 0.0
 
     def to_dict(self) -> dict[str, object]:
-        """Plain JSON values, speeds and counts included."""
+        """Plain JSON values, speeds and counts included, `beams` only where there are."""
+        values = asdict(self)
+        if self.beams is None:
+            del values["beams"]
         return {
-            **asdict(self),
+            **values,
             "prompt_tokens": self.prompt_tokens,
             "generated_tokens": self.generated_tokens,
             "prefill_tokens_per_second": self.prefill_tokens_per_second,

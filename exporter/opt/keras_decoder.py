@@ -24,6 +24,36 @@ class KerasCache:
         zeros = tf.zeros(shape, backbone.compute_dtype)
         self.layers: Any = [(zeros, zeros) for _ in range(config.num_layers)]
 
+    def copy_rows(
+        self, source: KerasCache, rows: np.ndarray, targets: np.ndarray, first: int = 0
+    ) -> None:
+        """Copies rows; see `runtime.decoder.Cache.copy_rows`.
+
+        `first` saves nothing here: tensors are not changed in place, so each copy is a whole one.
+        """
+        del first
+        if not len(targets):
+            return
+        last = int(source.lengths[rows].max())
+        if last > self.capacity:
+            raise ValueError(f"a row of {last} tokens has no room in a cache of {self.capacity}")
+        padding = [[0, 0], [0, 0], [0, self.capacity + 1 - last], [0, 0]]
+
+        def copied(own: Any, other: Any) -> Any:
+            values = tf.pad(tf.gather(other, rows)[:, :, :last], padding)
+            return tf.tensor_scatter_nd_update(own, targets[:, None], values)
+
+        self.layers = [
+            tuple(copied(own, other) for own, other in zip(*pairs, strict=True))
+            for pairs in zip(self.layers, source.layers, strict=True)
+        ]
+        self.lengths[targets] = source.lengths[rows]
+
+    def reorder(self, rows: np.ndarray, first: int = 0) -> None:
+        """Makes row i a copy of what row `rows[i]` was; nothing is copied where all rows stay."""
+        targets = np.flatnonzero(rows != np.arange(len(self.lengths)))
+        self.copy_rows(self, rows[targets], targets, first)
+
 
 class KerasDecoder:
     """A `runtime.decoder.Decoder` over live Keras weights: new weights are seen at once.
@@ -49,13 +79,20 @@ class KerasDecoder:
         """An empty cache."""
         return KerasCache(self._backbone, batch, capacity)
 
-    def append(self, cache: KerasCache, token_ids: np.ndarray, new_lengths: np.ndarray) -> StepOutput:
+    def append(
+        self,
+        cache: KerasCache,
+        token_ids: np.ndarray,
+        new_lengths: np.ndarray,
+        *,
+        hidden_states: bool = False,
+    ) -> StepOutput:
         """Appends tokens; see `runtime.decoder.Decoder.append`."""
-        logits, hidden_states, cache.layers = self._step(
+        logits, hidden, cache.layers = self._step(
             tf.constant(token_ids, tf.int32),
             tf.constant(cache.lengths),
             tf.constant(new_lengths, tf.int32),
             cache.layers,
         )
         cache.lengths += new_lengths.astype(np.int32)
-        return StepOutput(logits.numpy(), hidden_states.numpy())
+        return StepOutput(logits.numpy(), hidden.numpy() if hidden_states else None)

@@ -12,10 +12,14 @@ from runtime.samplers.sampler import Sampler
 
 
 class GreedySampler(Sampler):
-    """Takes the most probable token, the first of them on a tie."""
+    """Takes the most probable token, the first of them on a tie.
 
-    def __init__(self) -> None:
-        super().__init__()
+    Args:
+        temperature: taken as Keras takes it; it changes no order, so it has no effect.
+    """
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        super().__init__(temperature=temperature)
 
     def sample(
         self, logits: NDArray[np.float32], generators: Sequence[np.random.Generator]
@@ -25,4 +29,4 @@ class GreedySampler(Sampler):
         return token_ids
 
     def get_config(self) -> dict[str, Any]:
-        return {}
+        return {"temperature": self.temperature}

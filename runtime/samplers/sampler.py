@@ -2,21 +2,64 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.decoder import Decoder
+from runtime.generation import GenerationRun, RowRequest, Run
+from runtime.probabilities import softmax
+from runtime.samplers.arguments import positive_number, whole_number
+
 
 class Sampler:
-    """Chooses each row's next token from its logits.
+    """Chooses each row's next token; the base of all samplers, and of your own.
 
-    Write one's own by overriding `get_next_token(probabilities, generators)`, and `get_config` where
-    it has parameters. Rows are independent: each has its own random generator, so what a row draws
-    does not depend on the rows beside it.
+    Rows are independent: each has its own random generator, so what a row draws does not depend on
+    the rows beside it. Keep to that in a sampler of your own: choose row by row, draw only from the
+    row's generator, and remember nothing from one call to the next.
+
+    A sampler of one's own overrides one method, and `get_config` where it has more parameters. From
+    probabilities, as in Keras::
+
+        class WithoutTokens(Sampler):
+            \"\"\"Greedy search that never takes some tokens.\"\"\"
+
+            def __init__(self, forbidden, **kwargs):
+                super().__init__(**kwargs)
+                self.forbidden = list(forbidden)
+
+            def get_next_token(self, probabilities, generators):
+                probabilities[:, self.forbidden] = 0
+                return probabilities.argmax(axis=-1)
+
+            def get_config(self):
+                return {"forbidden": self.forbidden, **super().get_config()}
+
+    Or from logits, where a whole softmax is more than the sampler needs::
+
+        class MinPSampler(Sampler):
+            \"\"\"Draws among tokens with a share of the best one's probability.
+
+            Min-p sampling (Nguyen et al., 2024, https://arxiv.org/abs/2407.01082).
+            \"\"\"
+
+            def __init__(self, share=0.1, **kwargs):
+                super().__init__(**kwargs)
+                self.share = share
+
+            def sample(self, logits, generators):
+                weights = exponentials(logits, self.temperature)  # the best token's is 1
+                return draw(np.where(weights < self.share, 0, weights), generators)
+
+            def get_config(self):
+                return {"share": self.share, **super().get_config()}
+
+    Both go where the built-in ones go: `Generator.compile(sampler=MinPSampler(seed=1))`, and
+    `compile` of the exporter's `OPTCausalLM`. `Sampler`, `softmax`, `exponentials` and `draw` are
+    in `runtime.samplers`.
 
     Args:
         temperature: divides the logits; above 1 flattens the distribution, below 1 sharpens it.
@@ -27,14 +70,22 @@ class Sampler:
     """
 
     def __init__(self, temperature: float = 1.0, seed: int | None = None) -> None:
-        is_number = isinstance(temperature, numbers.Real) and not isinstance(temperature, bool)
-        if not is_number or not 0 < temperature < math.inf:
-            raise ValueError(f"temperature must be a number above 0, got {temperature!r}")
-        is_whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
-        if seed is not None and (not is_whole or seed < 0):
-            raise ValueError(f"seed must be a whole number of at least 0 or None, got {seed!r}")
-        self.temperature = float(temperature)
-        self.seed = None if seed is None else int(seed)
+        self.temperature = positive_number("temperature", temperature)
+        self.seed = None if seed is None else whole_number("seed", seed, 0, or_none=True)
+
+    def start(self, decoder: Decoder, requests: Sequence[RowRequest]) -> Run:
+        """A run over a batch of prompts, which `Run.steps` drives.
+
+        Searches that follow several continuations of a prompt have runs of their own.
+
+        Raises:
+            ValueError: if the sampler does not fit the model; see `check_vocabulary`.
+        """
+        self.check_vocabulary(decoder.config.vocabulary_size)
+        return GenerationRun(decoder, requests, self)
+
+    def check_vocabulary(self, size: int) -> None:
+        """Raises `ValueError` where a parameter is more than a vocabulary of this size allows."""
 
     def sample(
         self, logits: NDArray[np.float32], generators: Sequence[np.random.Generator]
@@ -42,18 +93,26 @@ class Sampler:
         """The next token of each row.
 
         Args:
-            logits: float32 [rows, vocabulary].
+            logits: float32 [rows, vocabulary]; may be changed.
             generators: one random generator a row.
 
         Returns:
             int64 [rows].
         """
-        return self.get_next_token(softmax(logits / self.temperature), generators)
+        return self.get_next_token(softmax(logits, self.temperature), generators)
 
     def get_next_token(
         self, probabilities: NDArray[np.floating[Any]], generators: Sequence[np.random.Generator]
     ) -> NDArray[np.int64]:
-        """The next token of each row, int64 [rows], from probabilities [rows, vocabulary]."""
+        """The next token of each row.
+
+        Args:
+            probabilities: float32 [rows, vocabulary], at the sampler's temperature; may be changed.
+            generators: one random generator a row.
+
+        Returns:
+            int64 [rows].
+        """
         raise TypeError(f"{type(self).__name__} must override get_next_token or sample")
 
     def get_config(self) -> dict[str, Any]:
@@ -64,23 +123,3 @@ class Sampler:
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """The sampler whose `get_config` gave `config`."""
         return cls(**config)
-
-
-def softmax(logits: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
-    """Probabilities along the last axis."""
-    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    result: NDArray[np.floating[Any]] = exponentials / exponentials.sum(axis=-1, keepdims=True)
-    return result
-
-
-def draw(
-    probabilities: NDArray[np.floating[Any]], generators: Sequence[np.random.Generator]
-) -> NDArray[np.int64]:
-    """One index a row by its probabilities [rows, choices], through the inverse distribution."""
-    cumulative = np.cumsum(probabilities, axis=-1, dtype=np.float64)
-    picks = [
-        np.searchsorted(row, generator.random() * row[-1], side="right")
-        for row, generator in zip(cumulative, generators, strict=True)
-    ]
-    last = probabilities.shape[-1] - 1
-    return np.array([min(int(pick), last) for pick in picks], np.int64)

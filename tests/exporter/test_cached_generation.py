@@ -126,7 +126,7 @@ def test_the_cache_gives_the_logits_of_the_full_pass(model):
         ids = np.zeros((3, lengths.max()), np.int64)
         for i, n in enumerate(lengths):
             ids[i, :n] = rows[i, done[i] : done[i] + n]
-        output = decoder.append(cache, ids, lengths)
+        output = decoder.append(cache, ids, lengths, hidden_states=True)
         np.testing.assert_array_equal(cache.lengths, done + lengths)
         assert output.logits.shape == (3, 288)
         assert output.hidden_states.shape == (3, lengths.max(), 32)

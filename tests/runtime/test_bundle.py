@@ -171,7 +171,7 @@ def test_an_unknown_kind_of_tokenizer(toy_bundle_copy: Path, kept: list[str]) ->
         values["tokenizer"] = [entry for entry in values["tokenizer"] if entry["name"] in kept]
 
     edit_manifest(toy_bundle_copy, edit)
-    assert_refused(toy_bundle_copy, rf"has an unknown kind of tokenizer: \['{kept[0]}'\]")
+    assert_refused(toy_bundle_copy, rf"unknown kind of tokenizer: \['{kept[0]}'\]")
 
 
 def test_a_tokenizer_that_is_none(toy_bundle_copy: Path) -> None:
@@ -187,7 +187,7 @@ def test_a_tokenizer_that_is_none(toy_bundle_copy: Path) -> None:
         {"class_name": "TopKSampler", "config": {"k": 0}},
         {"class_name": "TopKSampler", "config": {"kk": 3}},
         {"class_name": "TopKSampler", "config": 3},
-        "beam",
+        "nucleus",
         7,
         None,
     ],

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from runtime import Generator, cli
-from runtime.samplers import GreedySampler, TopKSampler
+from runtime.samplers import TopKSampler
 from tests.runtime.toy import edit_manifest
 
 Run = Callable[..., tuple[int, str, str]]
@@ -145,54 +145,6 @@ def test_a_seed_gives_the_same_text(run: Run, generator: Generator) -> None:
     assert run("the")[1] != run("the")[1]
 
 
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        ([], ("TopKSampler", {"k": 3, "temperature": 0.5, "seed": 7})),
-        (["--k", "4"], ("TopKSampler", {"k": 4, "temperature": 0.5, "seed": 7})),
-        (["--temperature", "2"], ("TopKSampler", {"k": 3, "temperature": 2.0, "seed": 7})),
-        (["--seed", "0"], ("TopKSampler", {"k": 3, "temperature": 0.5, "seed": 0})),
-        (["--sampler", "greedy"], ("GreedySampler", {})),
-        (["--sampler", "top_k"], ("TopKSampler", {"k": 5, "temperature": 1.0, "seed": None})),
-        (
-            ["--sampler", "top_k", "--k", "2", "--temperature", "0.7", "--seed", "1"],
-            ("TopKSampler", {"k": 2, "temperature": 0.7, "seed": 1}),
-        ),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_sampler_options_change_those_of_the_bundle(
-    run: Run,
-    toy_bundle_copy: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    options: list[str],
-    expected: Any,
-) -> None:
-    config = {"k": 3, "temperature": 0.5, "seed": 7}
-    sampler = {"class_name": "TopKSampler", "config": config}
-    edit_manifest(toy_bundle_copy, lambda values: values["generation"].update(sampler=sampler))
-    seen: list[Any] = []
-
-    def stream(self: Generator, prompt: str, **_: Any) -> Iterator[str]:
-        seen.append((type(self.sampler).__name__, self.sampler.get_config()))
-        return iter([])
-
-    monkeypatch.setattr(Generator, "stream", stream)
-    assert run("the", *options, bundle=toy_bundle_copy)[0] == 0
-    assert seen == [expected]
-
-
-def test_a_greedy_bundle_stays_greedy(run: Run, toy_bundle_copy: Path, generator: Generator) -> None:
-    sampler = {"class_name": "GreedySampler", "config": {}}
-    edit_manifest(toy_bundle_copy, lambda values: values["generation"].update(sampler=sampler))
-    assert run("the", bundle=toy_bundle_copy)[1] == greedy_text(generator, "the") + "\n"
-    assert isinstance(generator.sampler, GreedySampler)
-    assert_error(
-        run("the", "--k", "3", "--seed", "1", bundle=toy_bundle_copy),
-        "the sampler GreedySampler takes not all of ['k', 'seed'] (from --k, --seed)",
-    )
-
-
 def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main(["--help"])
@@ -203,7 +155,7 @@ def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["b", "--sampler", "beam"], ["b", "--k", "x"], ["b", "--nope"]]
+    "arguments", [[], ["b", "--sampler", "best"], ["b", "--k", "x"], ["b", "--nope"]]
 )
 def test_a_wrong_command_line(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
@@ -381,10 +333,6 @@ def test_ctrl_c(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         (["the", "--temperature", "0"], "temperature must be a number above 0, got 0.0"),
         (["the", "--temperature", "nan"], "temperature must be a number above 0, got nan"),
         (["the", "--seed", "-1"], "seed must be a whole number of at least 0 or None, got -1"),
-        (
-            ["the", "--sampler", "greedy", "--k", "5"],
-            "the sampler greedy takes not all of ['k'] (from --k)",
-        ),
         (["the", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
         (["--input", "no such file.jsonl"], "No such file or directory: 'no such file.jsonl'"),
         (["a\udcff"], "prompt"),

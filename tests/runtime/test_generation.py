@@ -419,8 +419,8 @@ def test_compile_takes_names_and_samplers(generator: Generator) -> None:
     assert isinstance(generator.sampler, TopKSampler)
     generator.compile(sampler="greedy")
     assert isinstance(generator.sampler, GreedySampler)
-    with pytest.raises(ValueError, match="unknown sampler 'beam'"):
-        generator.compile("beam")
+    with pytest.raises(ValueError, match="unknown sampler 'best'"):
+        generator.compile("best")
     assert isinstance(generator.sampler, GreedySampler)
 
 

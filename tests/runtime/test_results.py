@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from runtime import Generator
-from runtime.results import GenerationResult
+from runtime.results import Beam, GenerationResult
 from tests.runtime.toy import END, ScriptedSampler
 
 RESULT = GenerationResult(
@@ -46,6 +47,14 @@ def test_a_result_goes_into_json() -> None:
         "prefill_tokens_per_second": 6.0,
         "decode_tokens_per_second": 2.0,
     }
+
+
+def test_beams_go_into_json() -> None:
+    result = replace(RESULT, beams=(Beam("a b", (7,), -0.5, "stop"), Beam(None, (8,), -1.5, "length")))
+    assert json.loads(json.dumps(result.to_dict()))["beams"] == [
+        {"text": "a b", "token_ids": [7], "score": -0.5, "finish_reason": "stop"},
+        {"text": None, "token_ids": [8], "score": -1.5, "finish_reason": "length"},
+    ]
 
 
 def test_results_are_not_to_be_changed() -> None:

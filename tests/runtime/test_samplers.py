@@ -1,22 +1,16 @@
-"""Samplers: exact distributions, seeds, and configurations."""
+"""Greedy and top-k sampling, temperature, and seeds."""
 
 from __future__ import annotations
-
-import json
-import math
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime import Generator, samplers
+from runtime import Generator
 from runtime.generation import row_generators
-from runtime.samplers import GreedySampler, Sampler, TopKSampler
-from runtime.samplers.sampler import draw, softmax
-from tests.runtime.toy import CASES
+from runtime.probabilities import draw, softmax
+from runtime.samplers import GreedySampler, TopKSampler
 
 ROWS = 8_000
 # The chi-square statistic's 99.99 % quantiles by degrees of freedom.
@@ -60,6 +54,11 @@ def test_draw_is_the_inverse_distribution() -> None:
 def test_greedy_takes_the_largest_and_the_first_on_a_tie() -> None:
     logits = np.array([[0, 3, 1, 3], [5, 5, 5, 5], [-4, -3, -2, -1], [1, 0, 0, 0]], np.float32)
     assert GreedySampler().sample(logits, generators(4)).tolist() == [1, 0, 3, 0]
+
+
+def test_greedy_takes_a_temperature_as_in_keras() -> None:
+    logits = np.array([[0, 3, 1]], np.float32)
+    assert GreedySampler(temperature=0.5).sample(logits, generators(1)).tolist() == [1]
 
 
 def test_greedy_uses_no_randomness() -> None:
@@ -124,7 +123,9 @@ def test_k_may_be_the_whole_vocabulary() -> None:
 
 
 def test_k_larger_than_the_vocabulary() -> None:
-    with pytest.raises(ValueError, match="k=7 is larger than the vocabulary of 6 tokens"):
+    with pytest.raises(
+        ValueError, match="k=7 is larger than the vocabulary of 6 tokens; give k a value from 1 to 6"
+    ):
         TopKSampler(k=7).sample(np.zeros((1, 6), np.float32), generators(1))
 
 
@@ -171,137 +172,3 @@ def test_row_generators_depend_on_the_seed_and_the_prompt() -> None:
     assert first_numbers(0, [b, a, a])[1] == alone[0]
     assert len(set(first_numbers(0, [a, a, a]))) == 3
     assert first_numbers(1, [a]) != alone
-
-
-# === Configurations ===
-
-
-@pytest.mark.parametrize(
-    ("sampler", "config"),
-    [
-        (GreedySampler(), {"class_name": "GreedySampler", "config": {}}),
-        (
-            TopKSampler(k=7, seed=3, temperature=0.5),
-            {"class_name": "TopKSampler", "config": {"k": 7, "temperature": 0.5, "seed": 3}},
-        ),
-        (
-            TopKSampler(),
-            {"class_name": "TopKSampler", "config": {"k": 5, "temperature": 1.0, "seed": None}},
-        ),
-        (
-            TopKSampler(k=np.int64(4), seed=np.int64(9), temperature=2),  # type: ignore[arg-type]
-            {"class_name": "TopKSampler", "config": {"k": 4, "temperature": 2.0, "seed": 9}},
-        ),
-    ],
-    ids=["greedy", "top_k", "defaults", "numpy"],
-)
-def test_a_configuration_goes_through_json(sampler: Sampler, config: dict[str, Any]) -> None:
-    assert samplers.serialize(sampler) == config
-    again = samplers.deserialize(json.loads(json.dumps(samplers.serialize(sampler))))
-    assert type(again) is type(sampler)
-    assert samplers.serialize(again) == config
-
-
-def test_get_takes_names_samplers_and_configurations() -> None:
-    assert type(samplers.get("greedy")) is GreedySampler
-    assert type(samplers.get("Top_K")) is TopKSampler
-    sampler = TopKSampler(k=2)
-    assert samplers.get(sampler) is sampler
-    for name in ("top_k", "TopKSampler"):
-        found = samplers.get({"class_name": name, "config": {"k": 9}})
-        assert isinstance(found, TopKSampler)
-        assert (found.k, found.temperature, found.seed) == (9, 1.0, None)
-    assert type(samplers.get({"class_name": "greedy"})) is GreedySampler
-
-
-@pytest.mark.parametrize("identifier", ["beam", "", "TopKSampler", None, 5, ["greedy"], TopKSampler])
-def test_unknown_names(identifier: Any) -> None:
-    with pytest.raises(ValueError, match=r"unknown sampler .* choose one of \['greedy', 'top_k'\]"):
-        samplers.get(identifier)
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        {},
-        {"class_name": "Beam", "config": {}},
-        {"class_name": None},
-        {"class_name": ["greedy"]},
-        {"class_name": "top_k", "config": [5]},
-        {"class_name": "os.system", "config": {}},
-    ],
-)
-def test_unknown_configurations(config: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"unknown sampler configuration .* class_name must be one of"):
-        samplers.get(config)
-
-
-@pytest.mark.parametrize("config", [{"kk": 3}, {"k": 3, "beams": 2}])
-def test_unknown_values_of_a_configuration(config: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"kk|beams"):
-        samplers.get({"class_name": "top_k", "config": config})
-
-
-@pytest.mark.parametrize("k", [0, -1, 2.0, "5", None, True])
-def test_bad_k(k: Any) -> None:
-    with pytest.raises(ValueError, match="k must be a whole number of at least 1, got"):
-        TopKSampler(k=k)
-
-
-@pytest.mark.parametrize("temperature", [0, -1.0, math.inf, math.nan, "1", None, True])
-def test_bad_temperature(temperature: Any) -> None:
-    with pytest.raises(ValueError, match="temperature must be a number above 0, got"):
-        TopKSampler(temperature=temperature)
-
-
-def test_a_temperature_may_be_any_kind_of_number() -> None:
-    for value in (2, np.float32(2), np.float64(2), np.int64(2)):
-        assert TopKSampler(temperature=value).temperature == 2.0  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("seed", [-1, 1.5, "1", True])
-def test_bad_seed(seed: Any) -> None:
-    with pytest.raises(ValueError, match="seed must be a whole number of at least 0 or None, got"):
-        TopKSampler(seed=seed)
-
-
-# === One's own ===
-
-
-class SecondBest(Sampler):
-    """What the documentation of `Sampler` shows: probabilities in, tokens out."""
-
-    def get_next_token(
-        self, probabilities: np.ndarray, generators: Sequence[np.random.Generator]
-    ) -> np.ndarray:
-        assert np.abs(probabilities.sum(axis=-1) - 1).max() < 1e-5
-        assert len(generators) == len(probabilities)
-        return np.argsort(probabilities, axis=-1)[:, -2]
-
-
-def test_a_sampler_of_ones_own(generator: Generator) -> None:
-    generator.compile(SecondBest())
-    (result,) = generator.generate_results("The quick", max_length=5, stop_token_ids=None)
-    case = CASES[2]
-    assert case["text"] == "The quick"
-    assert result.token_ids == (int(np.argsort(case["logits_after_prompt"])[-2]),)
-
-
-def test_the_base_class_has_probabilities_at_its_temperature() -> None:
-    class Recording(Sampler):
-        def get_next_token(self, probabilities: Any, generators: Any) -> Any:
-            self.seen = probabilities
-            return np.zeros(len(probabilities), np.int64)
-
-    sampler = Recording(temperature=0.5)
-    sampler.sample(np.log(np.array([[1.0, 2.0]], np.float32)), generators(1))
-    assert np.abs(sampler.seen - [[0.2, 0.8]]).max() < 1e-6
-
-
-def test_a_sampler_without_a_method(generator: Generator) -> None:
-    class Nothing(Sampler):
-        pass
-
-    generator.compile(Nothing())
-    with pytest.raises(TypeError, match="Nothing must override get_next_token or sample"):
-        generator.generate("t")

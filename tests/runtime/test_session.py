@@ -185,44 +185,6 @@ def test_a_full_row_may_wait(decoder: SessionDecoder) -> None:
     assert_close(logits[1], logits_alone(decoder, going))
 
 
-# === Roll back and reorder ===
-
-
-def test_roll_back_forgets(decoder: SessionDecoder) -> None:
-    rows = random_rows([10, 7])
-    cache = decoder.new_cache(2, 12)
-    append(decoder, cache, rows)
-    cache.roll_back(np.array([4, 7], np.int32))
-    assert cache.lengths.tolist() == [4, 7]
-    other = [[11, 12, 13], [14]]
-    logits = append(decoder, cache, other)
-    assert_close(logits[0], logits_alone(decoder, rows[0][:4] + other[0]))
-    assert_close(logits[1], logits_alone(decoder, rows[1] + other[1]))
-    cache.roll_back(np.zeros(2, np.int32))
-    logits = append(decoder, cache, [rows[1], rows[0]])
-    assert_close(logits[0], logits_alone(decoder, rows[1]))
-
-
-@pytest.mark.parametrize("lengths", [[-1, 2], [4, 2], [3, 3]])
-def test_roll_back_takes_lengths_that_rows_have(decoder: SessionDecoder, lengths: list[int]) -> None:
-    cache = decoder.new_cache(2, 8)
-    append(decoder, cache, [[1, 2, 3], [4, 5]])
-    with pytest.raises(ValueError, match=r"cannot roll rows of \[3 2\] tokens back to"):
-        cache.roll_back(np.array(lengths, np.int32))
-    assert cache.lengths.tolist() == [3, 2]
-
-
-def test_reorder_copies_rows(decoder: SessionDecoder) -> None:
-    rows = random_rows([5, 9, 2])
-    cache = decoder.new_cache(3, 12)
-    append(decoder, cache, rows)
-    cache.reorder(np.array([1, 0, 1]))
-    assert cache.lengths.tolist() == [9, 5, 9]
-    logits = append(decoder, cache, [[21], [22], [23]])
-    for row, previous, token in zip(logits, (1, 0, 1), (21, 22, 23), strict=True):
-        assert_close(row, logits_alone(decoder, [*rows[previous], token]))
-
-
 # === The cache itself ===
 
 

@@ -1,0 +1,259 @@
+"""The way from text to token ids: a `tokenizers` pipeline and the tokens that have a meaning.
+
+There are two kinds. OPT's own is a vocabulary with merge rules under GPT-2's split (Radford et al.,
+2019), in `vocabulary.json` and `merges.txt`. Any other byte-level BPE, Galactica's say, is the whole
+`tokenizer.json` of the `tokenizers` library, with the ids of its special tokens in a file beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from runtime.vocabulary import parse_merges, parse_vocabulary, split_rule
+
+START_TOKEN = "</s>"
+END_TOKEN = "</s>"
+PAD_TOKEN = "<pad>"
+
+VOCABULARY_FILE = "vocabulary.json"
+MERGES_FILE = "merges.txt"
+TOKENIZER_FILE = "tokenizer.json"
+SPECIAL_TOKENS_FILE = "special_tokens.json"
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids of the tokens that generation needs.
+
+    Attributes:
+        start_token_id: put before every prompt; `None` if prompts begin with nothing.
+        end_token_id: ends a text.
+        pad_token_id: fills rows.
+    """
+
+    start_token_id: int | None
+    end_token_id: int
+    pad_token_id: int
+
+    @property
+    def ids(self) -> set[int]:
+        """The ids that there are."""
+        return {i for i in (self.start_token_id, self.end_token_id, self.pad_token_id) if i is not None}
+
+    @classmethod
+    def from_json(cls, text: str) -> SpecialTokens:
+        """From the text of `special_tokens.json`; `ValueError` if it is not as `to_json` writes it."""
+        try:
+            return cls(**json.loads(text))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{SPECIAL_TOKENS_FILE} is not valid: {error}") from None
+
+    def to_json(self) -> str:
+        """The text of `special_tokens.json`."""
+        return json.dumps(self.__dict__)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A pipeline, its vocabulary and its special tokens.
+
+    Attributes:
+        backend: encodes text.
+        vocabulary: token string to id, added tokens included.
+        merges: merge rules `"a b"` in order of rank.
+        special: the special tokens.
+        special_token_ids: all tokens that are left out of text, in order.
+        spelled: ids of tokens that stand for their own spelling and not for bytes.
+        is_plain: whether vocabulary and merges say all there is to say.
+        is_own_file: whether it is a `tokenizer.json` and not OPT's own pipeline.
+        id_limit: the backend's ids from here on are no tokens; see `bpe_pipeline`.
+    """
+
+    backend: tokenizers.Tokenizer
+    vocabulary: dict[str, int]
+    merges: list[str]
+    special: SpecialTokens
+    special_token_ids: tuple[int, ...]
+    spelled: frozenset[int]
+    is_plain: bool
+    is_own_file: bool
+    id_limit: int | None = None
+
+    def files(self) -> dict[str, str]:
+        """The files that `read_files` takes, text by name.
+
+        Raises:
+            ValueError: if they cannot say what this pipeline does.
+        """
+        if self.is_plain:
+            return self.vocabulary_files()
+        if self.id_limit is not None:
+            raise ValueError(
+                "a vocabulary that lacks tokens of its own merge rules can be saved only without "
+                "add_prefix_space and unsplittable_tokens; add the missing tokens"
+            )
+        special = self.special.to_json()
+        return {TOKENIZER_FILE: self.backend.to_str(), SPECIAL_TOKENS_FILE: special}
+
+    def vocabulary_files(self) -> dict[str, str]:
+        """`vocabulary.json` and `merges.txt`, text by name."""
+        lines = "".join(f"{rule}\n" for rule in self.merges)
+        return {VOCABULARY_FILE: json.dumps(self.vocabulary, ensure_ascii=False), MERGES_FILE: lines}
+
+
+def read_files(files: Mapping[str, str]) -> Pipeline:
+    """The pipeline of tokenizer files, given as text by name.
+
+    Raises:
+        ValueError: if they are of no known kind, or not valid.
+    """
+    if set(files) == {VOCABULARY_FILE, MERGES_FILE}:
+        vocabulary = parse_vocabulary(files[VOCABULARY_FILE], f" in {VOCABULARY_FILE}")
+        return bpe_pipeline(vocabulary, parse_merges(files[MERGES_FILE]))
+    if set(files) == {TOKENIZER_FILE, SPECIAL_TOKENS_FILE}:
+        special = SpecialTokens.from_json(files[SPECIAL_TOKENS_FILE])
+        return json_pipeline(files[TOKENIZER_FILE], special)
+    raise ValueError(f"unknown kind of tokenizer: {sorted(files)}")
+
+
+def bpe_pipeline(
+    vocabulary: dict[str, int],
+    merges: list[str],
+    *,
+    unsplittable: Iterable[str] = (END_TOKEN, PAD_TOKEN),
+    add_prefix_space: bool = False,
+) -> Pipeline:
+    """OPT's own pipeline over a vocabulary.
+
+    Args:
+        vocabulary: token string to id.
+        merges: merge rules in order of rank.
+        unsplittable: tokens that are found in text before it is split into words.
+        add_prefix_space: whether text begins with a space, given or not.
+
+    Raises:
+        ValueError: if a special or unsplittable token is not in the vocabulary, an id is given twice,
+            or a merge rule is not two tokens.
+    """
+    for token in (START_TOKEN, END_TOKEN, PAD_TOKEN):
+        if token not in vocabulary:
+            raise ValueError(
+                f"Cannot find special token {token!r} in the vocabulary of "
+                f"{len(vocabulary)} tokens. Add it: OPT starts and ends text with "
+                f"{END_TOKEN!r} and pads with {PAD_TOKEN!r}."
+            )
+    unsplittable = list(unsplittable)
+    missing = [token for token in unsplittable if token not in vocabulary]
+    if missing:
+        raise ValueError(f"unsplittable_tokens must be in the vocabulary; {missing} are not")
+    if len(set(vocabulary.values())) != len(vocabulary):
+        raise ValueError("the vocabulary gives one id to two tokens")
+
+    # A vocabulary may leave out what its merges only pass through ("ui" on the way to "quick").
+    # Those get ids past the end here and are dropped from the output, as unknown characters are.
+    limit = max(vocabulary.values()) + 1
+    pairs = [split_rule(rule) for rule in merges]
+    full = dict(vocabulary)
+    for a, b in pairs:
+        for token in (a, b, a + b):
+            full.setdefault(token, len(full) + limit)
+    backend = tokenizers.Tokenizer(models.BPE(vocab=full, merges=pairs))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=True)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(unsplittable)
+    ids = SpecialTokens(vocabulary[START_TOKEN], vocabulary[END_TOKEN], vocabulary[PAD_TOKEN])
+    return Pipeline(
+        backend=backend,
+        vocabulary=vocabulary,
+        merges=merges,
+        special=ids,
+        special_token_ids=tuple(sorted(ids.ids)),
+        spelled=frozenset(ids.ids),
+        is_plain=not add_prefix_space and set(unsplittable) == {END_TOKEN, PAD_TOKEN},
+        is_own_file=False,
+        id_limit=limit if len(full) > len(vocabulary) else None,
+    )
+
+
+def json_pipeline(text: str, special: SpecialTokens) -> Pipeline:
+    """The pipeline of a `tokenizer.json`, run as it is: normalizer, splits, model, added tokens.
+
+    Args:
+        text: the file's text.
+        special: ids of its special tokens; the file itself does not say what they are for.
+
+    Raises:
+        ValueError: if it is no tokenizer, not byte-level BPE, or lacks a special token.
+    """
+    values = _parse(text)
+    check_byte_level(values)
+    try:
+        backend = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises plain Exception
+        raise ValueError(f"{TOKENIZER_FILE} is not valid: {error}") from None
+    backend.no_truncation()
+    backend.no_padding()
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    known = set(vocabulary.values())
+    for name, token_id in special.__dict__.items():
+        optional = name == "start_token_id" and token_id is None
+        if not optional and (type(token_id) is not int or token_id not in known):
+            raise ValueError(
+                f"{name} is {token_id!r}, no token of {TOKENIZER_FILE} ({len(known)} tokens)"
+            )
+    added = backend.get_added_tokens_decoder()
+    hidden = special.ids | {i for i, token in added.items() if token.special}
+    return Pipeline(
+        backend=backend,
+        vocabulary=dict(sorted(vocabulary.items(), key=lambda item: item[1])),
+        merges=merge_rules(values),
+        special=special,
+        special_token_ids=tuple(sorted(hidden)),
+        spelled=frozenset(added) | special.ids,
+        is_plain=False,
+        is_own_file=True,
+    )
+
+
+def check_byte_level(values: Mapping[str, Any]) -> None:
+    """Raises `ValueError` if a parsed `tokenizer.json` is not byte-level BPE."""
+    model = values["model"]
+    kind = model.get("type", "BPE" if "merges" in model else "unknown")  # early files lack the type
+    steps = [step.get("type") for step in _steps(values.get("pre_tokenizer"), "pretokenizers")]
+    affixes = [model.get(name) for name in ("continuing_subword_prefix", "end_of_word_suffix")]
+    decoder = (values.get("decoder") or {"type": "ByteLevel"}).get("type")
+    if kind != "BPE" or "ByteLevel" not in steps or any(affixes) or decoder != "ByteLevel":
+        raise ValueError(
+            f"{TOKENIZER_FILE} is not byte-level BPE, the only kind that OPT models have: its model "
+            f"is {kind}, its pre-tokenizer {' + '.join(map(str, steps)) or None}, its decoder {decoder}"
+        )
+
+
+def merge_rules(values: Mapping[str, Any]) -> list[str]:
+    """Merge rules of a parsed `tokenizer.json`: older files hold strings, newer ones pairs."""
+    return [rule if isinstance(rule, str) else " ".join(rule) for rule in values["model"]["merges"]]
+
+
+def _steps(step: Mapping[str, Any] | None, name: str) -> Sequence[Mapping[str, Any]]:
+    """The single steps of a step that may be a sequence of steps."""
+    if step is None:
+        return ()
+    if step.get("type") != "Sequence":
+        return (step,)
+    return [single for part in step[name] for single in _steps(part, name)]
+
+
+def _parse(text: str) -> Mapping[str, Any]:
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{TOKENIZER_FILE} is not JSON: {error}") from None
+    if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
+        raise ValueError(f"{TOKENIZER_FILE} is no tokenizer: it has no model")
+    return values

@@ -1,0 +1,139 @@
+"""Arithmetic on logits that samplers share: exact draws and selections, without a full sort."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating[Any]]
+
+# Weights are summed in blocks, and one block only is looked at in detail.
+_BLOCK = 256
+# Of how many logits one maximum is taken where the largest ones are looked for.
+_MAXIMUM_OF = 16
+# Float32 holds temperatures in this range; beyond it the distribution no longer changes.
+_LEAST_TEMPERATURE, _GREATEST_TEMPERATURE = 1e-30, 1e30
+
+
+def softmax(logits: Floats, temperature: float = 1.0) -> Floats:
+    """Probabilities along the last axis, of the logits divided by the temperature."""
+    weights = exponentials(logits, temperature)
+    result: Floats = weights / weights.sum(axis=-1, keepdims=True)
+    return result
+
+
+def exponentials(logits: Floats, temperature: float = 1.0) -> Floats:
+    """Probabilities along the last axis before their division by the sum; the largest is 1.
+
+    Raises:
+        ValueError: if the largest logit of a row is no finite number.
+    """
+    maximum = logits.max(axis=-1, keepdims=True)  # NaN if any is
+    if not np.isfinite(maximum).all():
+        raise ValueError("cannot choose by logits that are not finite numbers (NaN or infinity)")
+    scaled = _scaled(logits, maximum, temperature)
+    result: Floats = np.exp(scaled, out=scaled)
+    return result
+
+
+def log_probabilities(logits: Floats, ids: NDArray[np.int64], temperature: float = 1.0) -> Floats:
+    """Logarithms of the softmax of one row [vocabulary] at some ids, float64 [ids].
+
+    Finite wherever the logits are, also where the probability itself would round to 0.
+    """
+    total = exponentials(logits, temperature).sum(dtype=np.float64)
+    scaled = _scaled(logits[ids].astype(np.float64), np.float64(logits.max()), temperature)
+    result: Floats = scaled - np.log(total)
+    return result
+
+
+def draw(weights: Floats, generators: Sequence[np.random.Generator]) -> NDArray[np.int64]:
+    """Draws one index a row by its probabilities.
+
+    Args:
+        weights: [rows, choices], not negative; need not sum to 1.
+        generators: one random generator a row; each gives one number.
+
+    Returns:
+        int64 [rows].
+    """
+    picks = [draw_one(row, generator) for row, generator in zip(weights, generators, strict=True)]
+    return np.array(picks, np.int64)
+
+
+def draw_one(weights: Floats, generator: np.random.Generator) -> int:
+    """`draw` for one row [choices]: the inverse of the distribution, accumulated in float64.
+
+    Raises:
+        ValueError: if the weights sum to nothing or are not numbers.
+    """
+    sums = running_sums(weights)
+    if not sums[-1] > 0:
+        raise ValueError(f"cannot draw by probabilities that sum to {sums[-1]}")
+    return find_sum(weights, sums, generator.random() * float(sums[-1]))
+
+
+def running_sums(weights: Floats) -> Floats:
+    """Sums of the weights up to the end of each block, float64: what `find_sum` needs."""
+    starts = np.arange(0, len(weights), _BLOCK)
+    result: Floats = np.cumsum(np.add.reduceat(weights, starts, dtype=np.float64))
+    return result
+
+
+def find_sum(weights: Floats, sums: Floats, target: float) -> int:
+    """The first index up to which the weights sum to more than the target.
+
+    Only the block in which that happens is looked at in detail.
+
+    Args:
+        weights: [choices], not negative, some above 0.
+        sums: `running_sums` of the weights.
+        target: 0 or more.
+
+    Returns:
+        An index with a weight above 0; where the target is not reached, the last of these.
+    """
+    block = _first_above(sums, target)
+    start = block * _BLOCK
+    inside = np.cumsum(weights[start : start + _BLOCK], dtype=np.float64)
+    return start + _first_above(inside, target - (sums[block - 1] if block else 0.0))
+
+
+def largest(row: Floats, count: int) -> NDArray[np.int64]:
+    """Ids of the `count` largest values of a row, largest first, the lower id first on a tie.
+
+    Raises:
+        ValueError: if the row holds what is not a number.
+    """
+    candidates = np.flatnonzero(row >= _lower_bound(row, count))
+    if len(candidates) < count:
+        raise ValueError("cannot choose by logits that are not numbers (NaN)")
+    order = np.argsort(-row[candidates], kind="stable")[:count]
+    return candidates[order]
+
+
+def _scaled(logits: Floats, maximum: Any, temperature: float) -> Floats:
+    bounded = min(max(temperature, _LEAST_TEMPERATURE), _GREATEST_TEMPERATURE)
+    scaled: Floats = logits - maximum
+    if bounded != 1.0:
+        with np.errstate(over="ignore"):  # minus infinity is what is meant
+            scaled /= bounded
+    return scaled
+
+
+def _lower_bound(row: Floats, count: int) -> Any:
+    """A value that at least `count` of the row reach, and not many more."""
+    columns = len(row) // _MAXIMUM_OF
+    if count > columns // 4:
+        return np.partition(row, len(row) - count)[len(row) - count]
+    maxima = row[: columns * _MAXIMUM_OF].reshape(_MAXIMUM_OF, columns).max(axis=0)
+    return np.partition(maxima, columns - count)[columns - count]
+
+
+def _first_above(cumulative: Floats, target: float) -> int:
+    """The first index whose cumulative sum exceeds the target, or the one that reaches the last."""
+    last = np.searchsorted(cumulative, cumulative[-1], side="left")
+    return int(min(np.searchsorted(cumulative, target, side="right"), last))

@@ -1,0 +1,50 @@
+"""Contrastive search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from runtime.contrastive_search import ContrastiveSearchRun
+from runtime.decoder import Decoder
+from runtime.generation import RowRequest, Run
+from runtime.samplers.arguments import share, whole_number, within_vocabulary
+from runtime.samplers.sampler import Sampler
+
+
+class ContrastiveSampler(Sampler):
+    """Takes probable tokens whose hidden state is unlike those of the tokens before.
+
+    Contrastive search of SimCTG (Su et al., 2022, https://arxiv.org/abs/2202.06417): among the k most
+    probable tokens it takes the one with the largest `(1 - alpha) * probability - alpha * similarity`,
+    where similarity is the largest cosine between its hidden state and that of any earlier token,
+    the prompt's among them. A tie goes to the more probable token.
+
+    Args:
+        k: how many tokens to choose among.
+        alpha: weight of the similarity, from 0 (greedy search) to 1.
+        temperature: divides the logits, for the probabilities in the score.
+
+    Raises:
+        ValueError: if k is not a whole number of at least 1 or larger than the vocabulary, or alpha
+            is not from 0 to 1.
+    """
+
+    def __init__(self, k: int = 5, alpha: float = 0.6, temperature: float = 1.0) -> None:
+        super().__init__(temperature=temperature)
+        self.k = whole_number("k", k, 1)
+        self.alpha = share("alpha", alpha, zero=True)
+
+    def check_vocabulary(self, size: int) -> None:
+        """Raises `ValueError` if k is larger than the vocabulary."""
+        within_vocabulary("k", self.k, size)
+
+    def start(self, decoder: Decoder, requests: Sequence[RowRequest]) -> Run:
+        """A contrastive search over a batch of prompts."""
+        self.check_vocabulary(decoder.config.vocabulary_size)
+        return ContrastiveSearchRun(
+            decoder, requests, k=self.k, alpha=self.alpha, temperature=self.temperature
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        return {"k": self.k, "alpha": self.alpha, "temperature": self.temperature}
