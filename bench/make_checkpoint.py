@@ -12,29 +12,25 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from bench.checkpoint_files import (
-    SAFETENSORS_NAMES,
-    hugging_face_config,
-    keras_config,
-    write_h5,
-    write_safetensors,
-)
 from bench.command import check_counts
-from bench.random_weights import OPT_DEVIATION, file_pieces, value_blocks
+from bench.random_weights import OPT_DEVIATION, value_blocks
 from bench.shapes import SHAPES
 from exporter.bundle_folder import atomic_folder, check_space
 from exporter.checkpoints.formats import HUGGING_FACE, KERAS_PRESET
 from exporter.checkpoints.weight_map import WeightMap, bind_names
+from exporter.checkpoints.writers import Piece, file_pieces, file_tensors, write_weights
+from exporter.presets.hugging_face_config import write_hugging_face_config
+from exporter.presets.keras_config import backbone_config, dtype_policy
 from exporter.progress import Progress
 from graphs.contract import ModelConfig
 from runtime.command import run_command
 
 HUGGING_FACE_FORMAT, KERAS_FORMAT = "huggingface", "keras"
 FORMATS: dict[str, WeightMap] = {HUGGING_FACE_FORMAT: HUGGING_FACE, KERAS_FORMAT: KERAS_PRESET}
-DTYPES = tuple(SAFETENSORS_NAMES)
+DTYPES = ("float32", "float16")
+SPECIAL_IDS = {"bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1}  # OPT's
 
 EXAMPLES = """\
 examples:
@@ -120,31 +116,32 @@ def write_checkpoint(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is not an empty folder; choose another --output")
     targets = bind_names(FORMATS[format], config)
-    itemsize = np.dtype(dtype).itemsize
-    sources = (source for target in targets for source in target.sources)
-    size = sum(int(np.prod(source.shape)) for source in sources) * itemsize
+    tensors = [tensor for target in targets for tensor in file_tensors(target, dtype)]
+    size = sum(tensor.nbytes for tensor in tensors)
     folder.parent.mkdir(parents=True, exist_ok=True)
     check_space(folder.parent, size)
     progress.phase("Writing weights", size)
+    itemsize = tensors[0].dtype.itemsize
 
-    def pieces() -> Iterator[tuple[str, np.ndarray]]:
+    def pieces() -> Iterator[Piece]:
         for target in targets:
             for name, values in file_pieces(target, value_blocks(target, seed, deviation)):
                 progress.advance(values.size * itemsize)
-                yield name, values.astype(dtype, copy=False)
+                yield name, values
 
     try:
         with atomic_folder(folder) as temporary:
-            if format == HUGGING_FACE_FORMAT:
-                config_json = hugging_face_config(config, dtype)
-                write_safetensors(temporary / "model.safetensors", targets, dtype, pieces())
-            else:
-                config_json = keras_config(config)
-                write_h5(temporary / "model.weights.h5", targets, dtype, pieces())
-            text = json.dumps(config_json, indent=2) + "\n"
+            write_weights(temporary, format, tensors, pieces())
+            text = json.dumps(_configuration(config, format, dtype), indent=2) + "\n"
             (temporary / "config.json").write_text(text, encoding="utf-8")
     finally:
         progress.close()
+
+
+def _configuration(config: ModelConfig, format: str, dtype: str) -> dict[str, Any]:
+    if format == HUGGING_FACE_FORMAT:
+        return write_hugging_face_config(config, dtype) | SPECIAL_IDS
+    return backbone_config(config, dtype=dtype_policy("float32"))
 
 
 if __name__ == "__main__":

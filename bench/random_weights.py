@@ -32,28 +32,3 @@ def value_blocks(
         block *= deviation if rest else VECTOR_DEVIATION
         block += center
         yield block
-
-
-def file_pieces(target: BoundTarget, values: Iterator[np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-    """A weight's values as the tensors of its file, each in consecutive runs of rows.
-
-    Tensors that are stored as the model has them pass through block by block; the others are put
-    together first.
-    """
-    source = target.sources[0]
-    if len(target.sources) > 1 or source.transpose or source.part_shape != target.shape:
-        yield from target.split(_joined(target.shape, values))
-        return
-    if source.skip_rows:
-        yield source.name, np.zeros((source.skip_rows, *source.shape[1:]), np.float32)
-    for block in values:
-        yield source.name, block
-
-
-def _joined(shape: tuple[int, ...], blocks: Iterator[np.ndarray]) -> np.ndarray:
-    whole = np.empty(shape, np.float32)
-    start = 0
-    for block in blocks:
-        whole[start : start + len(block)] = block
-        start += len(block)
-    return whole

@@ -11,6 +11,7 @@ from exporter.binding import plan_weights, planned_bytes, write_bound_graph, wri
 from exporter.bundle_folder import atomic_folder, check_space, check_target
 from exporter.errors import ExportError
 from exporter.opt.causal_lm import CausalLM
+from exporter.opt.tokenizer import OPTTokenizer
 from exporter.presets.folder import PresetFolder, read_preset
 from exporter.presets.handles import preset_name, resolve_preset
 from exporter.progress import Progress
@@ -164,8 +165,8 @@ def export_bundle(
 
 def _preset_subject(name: str, preset: PresetFolder) -> _Subject:
     tokenizer = None
-    if preset.vocabulary is not None:
-        tokenizer = Tokenizer(preset.vocabulary, preset.merges or [])
+    if preset.tokenizer_files is not None:
+        tokenizer = OPTTokenizer.from_files(preset.tokenizer_files, **preset.tokenizer_options)
     return _Subject(
         name=preset_name(name),
         config=preset.config,

@@ -80,7 +80,8 @@ class Manifest:
         cache_dtype: NumPy name of the KV cache's dtype.
         graphs: the graph file of each phase.
         weights: the file that both graphs point into.
-        tokenizer: `vocabulary.json` and `merges.txt`, or nothing.
+        tokenizer: `vocabulary.json` and `merges.txt`, or `tokenizer.json` and `special_tokens.json`, or
+            nothing.
         generation: defaults.
         source: where the weights came from, for people.
         versions: of the packages that wrote the bundle, for people.

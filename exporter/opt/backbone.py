@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from exporter.opt import lora, lora_file
 from exporter.opt.keras_backend import keras
 from exporter.opt.layers import (
     CausalBias,
@@ -13,6 +18,8 @@ from exporter.opt.layers import (
     build_layer_norm,
     build_token_table,
 )
+from exporter.opt.lora import DEFAULT_TARGETS, LoRA
+from exporter.presets.listing import PresetListing
 from graphs.contract import ModelConfig
 
 LAYER_NORM_EPSILON = 1e-5
@@ -81,6 +88,8 @@ class OPTBackbone(keras.Model):
         >>> model({"token_ids": ones, "padding_mask": ones}).shape
         TensorShape([1, 12, 8])
     """
+
+    presets = PresetListing()
 
     def __init__(
         self,
@@ -166,6 +175,10 @@ class OPTBackbone(keras.Model):
         self.layer_norm = layer_norm
         self.project_out = project_out
         self.head = head
+        self.lora: LoRA | None = None  # set by enable_lora()
+        # Hugging Face's position table begins with two rows that no text takes; an array [2, hidden]
+        # of those that the weights came with, for them to go back unchanged.
+        self.padding_positions: np.ndarray | None = None
 
         # === Config ===
         self.model_config = config
@@ -186,6 +199,67 @@ class OPTBackbone(keras.Model):
     def logits(self, hidden_states: Any) -> Any:
         """Logits [..., vocabulary] of the backbone's output [..., embedding]."""
         return self.head(hidden_states, reverse=True)
+
+    def default_lora_layer_names(self) -> list[str]:
+        """What `enable_lora` adapts by default: the query and value projections."""
+        return list(DEFAULT_TARGETS)
+
+    def enable_lora(
+        self,
+        rank: int,
+        target_layer_names: Sequence[str] | None = None,
+        alpha: float | None = None,
+    ) -> None:
+        """Freezes the backbone and adds trainable low-rank pairs to some of its projections.
+
+        Follows `keras_hub.models.Backbone.enable_lora` and "LoRA: Low-Rank Adaptation of Large
+        Language Models" (https://arxiv.org/abs/2106.09685). Unlike Keras's, it freezes the biases of
+        the adapted projections too. Compile the model again afterwards. Exports and saved presets
+        have the pairs merged into their matrices.
+
+        Args:
+            rank: of the pairs, at least 1.
+            target_layer_names: some of `query`, `key`, `value`, `attention_output`,
+                `feedforward_intermediate_dense` and `feedforward_output_dense`; `query` and `value`
+                by default.
+            alpha: a pair's product is scaled by `alpha / rank`; by default by 1.
+
+        Raises:
+            ValueError: if a value is not allowed or LoRA is enabled already.
+        """
+        wanted = LoRA.of(rank, alpha, target_layer_names)
+        if self.lora is not None:
+            raise ValueError(
+                f"LoRA is already enabled ({self.lora}); build the model anew for other settings"
+            )
+        lora.enable(self, wanted)
+        self.lora = wanted
+
+    def save_lora_weights(self, filepath: str | Path) -> None:
+        """Writes the adapter alone: settings and low-rank pairs, to a file that ends in `.lora.h5`.
+
+        Raises:
+            ValueError: if LoRA is not enabled or the file is named otherwise.
+        """
+        path = lora_file.check_name(filepath)
+        if self.lora is None:
+            raise ValueError("this model has no LoRA weights to save; call enable_lora(rank) first")
+        lora_file.write(path, self.lora, lora.low_rank_variables(self))
+
+    def load_lora_weights(self, filepath: str | Path) -> None:
+        """Reads an adapter that `save_lora_weights` wrote; enables LoRA with its settings if need be.
+
+        Raises:
+            ValueError: if the file is no adapter or does not fit the model, which then stays as it
+                was; everything that differs is named.
+        """
+        path = lora_file.check_name(filepath)
+        found, values = lora_file.read(path)
+        lora_file.check_fit(path, found, self.lora, values, lora.pair_shapes(self, found))
+        if self.lora is None:
+            self.enable_lora(found.rank, found.targets, found.alpha)
+        for name, variable in lora.low_rank_variables(self).items():
+            variable.assign(values[name])
 
     def get_config(self) -> dict[str, Any]:
         sizes = self.model_config.to_dict()
@@ -210,14 +284,47 @@ class OPTBackbone(keras.Model):
         return cls(**{**sizes, **kwargs})
 
     @classmethod
-    def from_preset(cls, preset: str, load_weights: bool = True, **kwargs: Any) -> OPTBackbone:
+    def from_preset(cls, preset: str | Path, load_weights: bool = True, **kwargs: Any) -> OPTBackbone:
         """Builds the backbone of a preset.
 
         Args:
-            preset: a built-in preset name or the path of a preset folder.
+            preset: a built-in preset name, a `kaggle://` or `hf://` handle, or the path of a folder.
             load_weights: if `False`, the weights stay randomly initialized.
             **kwargs: override values of the preset's configuration, `dtype="bfloat16"` say.
+
+        Raises:
+            PresetError: if there is no such preset or it has no OPT model.
+            TypeError: for a keyword that `OPTBackbone` does not take.
         """
         from exporter.presets.loading import load_backbone
 
         return load_backbone(cls, preset, load_weights=load_weights, **kwargs)
+
+    def save_to_preset(self, preset_dir: str | Path, max_shard_size: float | None = 10) -> None:
+        """Writes a preset folder in keras-hub's format: configuration and weights.
+
+        Args:
+            preset_dir: created where it does not exist; a tokenizer in it stays.
+            max_shard_size: most GB (2**30 bytes) of one weights file; larger models are saved in
+                several. `None` for a single file.
+
+        Raises:
+            ValueError: if the folder holds a model in another format.
+        """
+        from exporter.presets.saving import save_backbone
+
+        save_backbone(self, preset_dir, max_shard_size)
+
+    def export_to_transformers(self, path: str | Path, max_shard_size: float | None = 10) -> None:
+        """Writes a folder that transformers reads as `OPTForCausalLM` or `OPTModel`.
+
+        Args:
+            path: created where it does not exist; a tokenizer in it stays.
+            max_shard_size: as of `save_to_preset`.
+
+        Raises:
+            ValueError: if the folder holds a Keras preset or transformers has no such model.
+        """
+        from exporter.presets.transformers_writer import export_model
+
+        export_model(self, None, path, max_shard_size)

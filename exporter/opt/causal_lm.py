@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import tensorflow as tf
-
-from exporter.opt import pipeline
+from exporter.opt import optimizers, pipeline
 from exporter.opt.backbone import OPTBackbone
 from exporter.opt.keras_backend import keras
 from exporter.opt.keras_decoder import KerasDecoder
+from exporter.opt.lora import LoRA
 from exporter.opt.preprocessor import OPTCausalLMPreprocessor
+from exporter.presets.listing import PresetListing
 from runtime import samplers
 from runtime.generator import Generator
 
@@ -23,25 +23,57 @@ class CausalLM(keras.Model):
     backbone: OPTBackbone
     preprocessor: OPTCausalLMPreprocessor | None
     _decoder: KerasDecoder | None
+    _decoder_lora: LoRA | None
+    presets = PresetListing()
 
     @classmethod
-    def from_preset(cls, preset: str, load_weights: bool = True, **kwargs: Any) -> CausalLM:
+    def from_preset(cls, preset: str | Path, load_weights: bool = True, **kwargs: Any) -> CausalLM:
         """Builds the model of a preset; called on `CausalLM`, it picks the class by the preset.
 
         Args:
-            preset: a built-in preset name or the path of a preset folder.
+            preset: a built-in preset name, a `kaggle://` or `hf://` handle, or the path of a folder.
             load_weights: if `False`, the weights stay randomly initialized.
-            **kwargs: `preprocessor=None` to go without; values of the backbone's configuration.
+            **kwargs: `preprocessor`, `None` to go without; `name` and `trainable` of the model; values
+                of the backbone's configuration, `dtype="bfloat16"` say.
+
+        Raises:
+            PresetError: if there is no such preset or it has no OPT model.
+            TypeError: for a keyword that neither the model nor its backbone takes.
         """
         from exporter.presets.loading import load_causal_lm
 
         return load_causal_lm(cls, preset, load_weights=load_weights, **kwargs)
 
-    def save_to_preset(self, folder: str | Path) -> None:
-        """Writes a preset folder in keras-hub's format: configuration, tokenizer and weights."""
+    def save_to_preset(self, preset_dir: str | Path, max_shard_size: float | None = 10) -> None:
+        """Writes a preset folder in keras-hub's format: configuration, tokenizer and weights.
+
+        Args:
+            preset_dir: created where it does not exist.
+            max_shard_size: most GB (2**30 bytes) of one weights file; larger models are saved in
+                several. `None` for a single file.
+
+        Raises:
+            ValueError: if the folder holds a model in another format.
+        """
         from exporter.presets.saving import save_causal_lm
 
-        save_causal_lm(self, folder)
+        save_causal_lm(self, preset_dir, max_shard_size)
+
+    def export_to_transformers(self, path: str | Path, max_shard_size: float | None = 10) -> None:
+        """Writes a folder that transformers reads: `OPTForCausalLM`, and its tokenizer if there is one.
+
+        Args:
+            path: created where it does not exist.
+            max_shard_size: as of `save_to_preset`.
+
+        Raises:
+            ValueError: if the folder holds a Keras preset, or transformers has no such model or
+                tokenizer.
+        """
+        from exporter.presets.transformers_writer import export_model
+
+        tokenizer = None if self.preprocessor is None else self.preprocessor.tokenizer
+        export_model(self.backbone, tokenizer, path, max_shard_size)
 
     def compile(
         self,
@@ -50,15 +82,20 @@ class CausalLM(keras.Model):
         *,
         weighted_metrics: Any = "auto",
         sampler: Any = "top_k",
+        auto_scale_loss: bool = True,
         **kwargs: Any,
     ) -> None:
         """Configures training and generation.
 
         Args:
-            optimizer: `"auto"` is `keras.optimizers.Adam(2e-5)`.
-            loss: `"auto"` is sparse categorical cross-entropy from logits.
+            optimizer: `"auto"` is `keras.optimizers.Adam(2e-5)`. For a model of dtype `"float16"` or
+                `"bfloat16"` it runs on float32 copies of the weights, see `MasterWeightOptimizer`.
+            loss: `"auto"` is sparse categorical cross-entropy from logits. Padding counts nothing in
+                its sum, which Keras divides by all places of the batch; with `reduction=
+                "mean_with_sample_weight"` Keras's loss is the mean over the tokens that are text.
             weighted_metrics: `"auto"` is sparse categorical accuracy.
             sampler: a name, a `runtime.samplers.Sampler` or its serialized configuration.
+            auto_scale_loss: whether the loss is scaled where computations are in float16.
             **kwargs: see `keras.Model.compile`.
         """
         if isinstance(optimizer, str) and optimizer == "auto":
@@ -67,27 +104,65 @@ class CausalLM(keras.Model):
             loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         if isinstance(weighted_metrics, str) and weighted_metrics == "auto":
             weighted_metrics = [keras.metrics.SparseCategoricalAccuracy()]
-        super().compile(optimizer=optimizer, loss=loss, weighted_metrics=weighted_metrics, **kwargs)
+        super().compile(
+            optimizer=optimizers.for_dtypes(optimizer, self.dtype_policy, auto_scale_loss),
+            loss=loss,
+            weighted_metrics=weighted_metrics,
+            auto_scale_loss=auto_scale_loss,
+            **kwargs,
+        )
         self.sampler = samplers.get(sampler)
+
+    def get_compile_config(self) -> dict[str, Any]:
+        """What `compile_from_config` compiles the model with: Keras's values and the sampler.
+
+        And whether the optimizer has state, which Keras would expect of one that has taken no step.
+        """
+        known = samplers.find_class(type(self.sampler).__name__) is type(self.sampler)
+        serialize = samplers.serialize if known else keras.saving.serialize_keras_object
+        built = self.optimizer is not None and self.optimizer.built
+        own = {"sampler": serialize(self.sampler), "optimizer_is_built": built}
+        return {**super().get_compile_config(), **own}
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles the model as the one that gave `config`; Keras calls it when it loads a model."""
+        sampler = config["sampler"]
+        if samplers.find_class(sampler["class_name"]) is None:  # one of the user's own
+            sampler = keras.saving.deserialize_keras_object(sampler)
+        own = ("sampler", "optimizer_is_built")
+        others = {name: value for name, value in config.items() if name not in own}
+        self.compile(**keras.saving.deserialize_keras_object(others), sampler=sampler)
+        if config["optimizer_is_built"]:
+            self.optimizer.build(self.trainable_variables)  # for its state to be loaded into
 
     def fit(
         self,
         x: Any = None,
         y: Any = None,
         batch_size: int | None = None,
-        *args: Any,
-        sample_weight: Any = None,
-        validation_data: Any = None,
+        epochs: int = 1,
+        verbose: Any = "auto",
+        callbacks: Any = None,
         validation_split: float = 0.0,
+        validation_data: Any = None,
         shuffle: bool = True,
-        **kwargs: Any,
+        class_weight: Any = None,
+        sample_weight: Any = None,
+        initial_epoch: int = 0,
+        steps_per_epoch: int | None = None,
+        validation_steps: int | None = None,
+        validation_batch_size: int | None = None,
+        validation_freq: int = 1,
     ) -> Any:
         """`keras.Model.fit` on strings (with a preprocessor) or on token dictionaries.
 
-        `x` may be a string list or array, a token dictionary, or a `tf.data.Dataset` of batches of
-        either. Lists and arrays are shuffled unless `shuffle=False`; a dataset is taken as it comes.
+        `x` is a list, array or tensor of strings, a token dictionary, or batches of either by a
+        `tf.data.Dataset`, a `keras.utils.PyDataset` or a generator. Examples are shuffled unless
+        `shuffle=False`; a dataset or a generator is taken as it comes. With a preprocessor `y` is
+        not looked at, for the labels are the text's next tokens, and `sample_weight` [batch] or
+        [batch, sequence] multiplies the weights of the tokens, which are 1 for text and 0 for padding.
         """
-        if validation_split:
+        if validation_split and validation_data is None:
             (x, y, sample_weight), validation_data = pipeline.split(
                 (x, y, sample_weight), validation_split
             )
@@ -96,10 +171,21 @@ class CausalLM(keras.Model):
         )
         if validation_data is not None:
             parts = validation_data if isinstance(validation_data, tuple) else (validation_data,)
-            size = None if isinstance(parts[0], tf.data.Dataset) else batch_size
+            batched = isinstance(parts[0], pipeline.BATCHED)
+            size = None if batched else validation_batch_size or batch_size
             validation_data = pipeline.dataset(self.preprocessor, *parts, batch_size=size)
         return super().fit(
-            data, None, None, *args, validation_data=validation_data, shuffle=False, **kwargs
+            data,
+            epochs=epochs,
+            verbose=verbose,
+            callbacks=callbacks,
+            validation_data=validation_data,
+            shuffle=shuffle and isinstance(data, keras.utils.PyDataset),
+            class_weight=class_weight,
+            initial_epoch=initial_epoch,
+            steps_per_epoch=steps_per_epoch,
+            validation_steps=validation_steps,
+            validation_freq=validation_freq,
         )
 
     def evaluate(
@@ -107,41 +193,45 @@ class CausalLM(keras.Model):
         x: Any = None,
         y: Any = None,
         batch_size: int | None = None,
-        *args: Any,
+        verbose: Any = "auto",
         sample_weight: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """`keras.Model.evaluate` on strings (with a preprocessor) or on token dictionaries."""
-        if kwargs.get("_use_cached_eval_dataset"):  # inside fit, which has preprocessed it
-            return super().evaluate(x, y, batch_size, *args, sample_weight=sample_weight, **kwargs)
-        data = pipeline.dataset(self.preprocessor, x, y, sample_weight, batch_size=batch_size)
-        return super().evaluate(data, None, None, *args, **kwargs)
+        """`keras.Model.evaluate` on what `fit` takes."""
+        if not kwargs.get("_use_cached_eval_dataset"):  # inside fit, which has preprocessed it
+            x = pipeline.dataset(self.preprocessor, x, y, sample_weight, batch_size=batch_size)
+        return super().evaluate(x, verbose=verbose, **kwargs)
 
-    def predict(self, x: Any, batch_size: int | None = None, *args: Any, **kwargs: Any) -> Any:
+    def predict(
+        self, x: Any, batch_size: int | None = None, verbose: Any = "auto", **kwargs: Any
+    ) -> Any:
         """`keras.Model.predict`: logits [batch, sequence, vocabulary] of strings or tokens."""
         data = pipeline.dataset(self.preprocessor, x, batch_size=batch_size)
-        return super().predict(data, None, *args, **kwargs)
+        return super().predict(data, verbose=verbose, **kwargs)
 
     def train_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, **kwargs: Any) -> Any:
         """`keras.Model.train_on_batch` on strings or on token dictionaries."""
-        x, y, sample_weight = pipeline.batch(self.preprocessor, x, y, sample_weight)
-        return super().train_on_batch(x, y, sample_weight, **kwargs)
+        return super().train_on_batch(*self._batch(x, y, sample_weight), **kwargs)
 
     def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, **kwargs: Any) -> Any:
         """`keras.Model.test_on_batch` on strings or on token dictionaries."""
-        x, y, sample_weight = pipeline.batch(self.preprocessor, x, y, sample_weight)
-        return super().test_on_batch(x, y, sample_weight, **kwargs)
+        return super().test_on_batch(*self._batch(x, y, sample_weight), **kwargs)
 
     def predict_on_batch(self, x: Any) -> Any:
         """`keras.Model.predict_on_batch` on strings or on token dictionaries."""
-        return super().predict_on_batch(pipeline.batch(self.preprocessor, x, None, None)[0])
+        return super().predict_on_batch(self._batch(x)[0])
+
+    def _batch(self, x: Any, y: Any = None, sample_weight: Any = None) -> tuple[Any, Any, Any]:
+        batch = pipeline.preprocess(self.preprocessor, x, y, sample_weight)
+        return keras.utils.unpack_x_y_sample_weight(batch)
 
     def _generator(self) -> Generator:
         tokenizer = self.preprocessor.tokenizer if self.preprocessor else None
         positions = self.backbone.max_sequence_length
         length = self.preprocessor.sequence_length if self.preprocessor else positions
-        if self._decoder is None:
-            self._decoder = KerasDecoder(self.backbone)
+        if self._decoder is None or self._decoder_lora is not self.backbone.lora:
+            self._decoder = KerasDecoder(self.backbone)  # it traces the layers as they are now
+            self._decoder_lora = self.backbone.lora
         return Generator(
             self._decoder, tokenizer, sampler=self.sampler, max_length=min(length, positions)
         )
@@ -202,6 +292,8 @@ class OPTCausalLM(CausalLM):
         self.backbone = backbone
         self.preprocessor = preprocessor
         self._decoder = None
+        # A functional model has no dtype of its own; Keras scales the loss by this one.
+        self.dtype_policy = backbone.dtype_policy
         self.compile()
 
     def get_config(self) -> dict[str, Any]:
@@ -209,9 +301,15 @@ class OPTCausalLM(CausalLM):
             "name": self.name,
             "trainable": self.trainable,
             "backbone": keras.saving.serialize_keras_object(self.backbone),
+            "preprocessor": keras.saving.serialize_keras_object(self.preprocessor),
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> OPTCausalLM:
-        backbone = keras.saving.deserialize_keras_object(config.pop("backbone"))
-        return cls(backbone=backbone, **config)
+        parts = ("backbone", "preprocessor")
+        built = {
+            part: keras.saving.deserialize_keras_object(config[part], custom_objects)
+            for part in parts
+            if isinstance(config.get(part), dict)
+        }
+        return cls(**{**config, **built})

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +13,54 @@ from exporter.checkpoints.readers import TensorReader, open_checkpoint
 from exporter.checkpoints.weight_map import BoundTarget, WeightMap, bind_checkpoint
 from exporter.errors import PresetError
 from exporter.presets.hugging_face_config import read_hugging_face_config
+from exporter.presets.tokenizer_files import (
+    hugging_face_tokenizer_files,
+    keras_tokenizer_files,
+    keras_tokenizer_options,
+)
 from graphs.contract import ModelConfig
 
 KERAS_CLASSES = ("keras_hub>OPTBackbone", "keras_nlp>OPTBackbone", "opt_onnx>OPTBackbone")
 DEFAULT_SEQUENCE_LENGTH = 1024  # Keras's, also of presets from before preprocessor.json
 
 
-@dataclass(frozen=True)
-class PresetFolder:
-    """An OPT preset on disk.
+@dataclass(frozen=True, kw_only=True)
+class TextFolder:
+    """What a preset on disk says about text; all of it, where there is no model.
 
     Attributes:
         folder: where it is.
+        sequence_length: the preprocessor's, which is also the default of `max_length`.
+        add_start_token, add_end_token: the preprocessor's.
+        tokenizer_files: what `Tokenizer.from_files` takes; `None` where the preset has no tokenizer.
+        tokenizer_options: of `OPTTokenizer`, where they are not the default.
+    """
+
+    folder: Path
+    sequence_length: int = DEFAULT_SEQUENCE_LENGTH
+    add_start_token: bool = True
+    add_end_token: bool = True
+    tokenizer_files: Mapping[str, str] | None = None
+    tokenizer_options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PresetFolder(TextFolder):
+    """An OPT preset on disk.
+
+    Attributes:
         format: `"keras"` or `"huggingface"`.
         config: the model's sizes.
         dropout: dropout rate for training.
         dtype: Keras dtype name of computations and weights.
-        sequence_length: the preprocessor's, which is also the default of `max_length`.
-        vocabulary, merges: the tokenizer's data; both `None` where the preset has no tokenizer.
+        model_options: name and trainability of the backbone, where the preset says.
     """
 
-    folder: Path
     format: str
     config: ModelConfig
     dropout: float
     dtype: str
-    sequence_length: int
-    add_start_token: bool = True
-    add_end_token: bool = True
-    vocabulary: dict[str, int] | None = None
-    merges: list[str] | None = None
+    model_options: Mapping[str, Any] = field(default_factory=dict)
 
     def open_weights(self) -> tuple[TensorReader, list[BoundTarget]]:
         """Opens the weight files and fits them to the configuration; close the reader after use.
@@ -66,9 +85,10 @@ def read_preset(folder: Path) -> PresetFolder:
     """
     path = folder / "config.json"
     if not path.is_file():
+        what = "not a preset folder" if _read_text(folder) is None else "a tokenizer without a model"
         raise PresetError(
-            f"{folder} is not a preset folder: it has no config.json (Keras and Hugging Face both "
-            "write one beside the weights)"
+            f"{folder} is {what}: it has no config.json (Keras and Hugging Face both write one beside "
+            "the weights)"
         )
     config = _read_json(path)
     try:
@@ -81,6 +101,24 @@ def read_preset(folder: Path) -> PresetFolder:
         raise
     except (TypeError, ValueError) as error:
         raise PresetError(f"{path}: {error}") from None
+
+
+def read_text_folder(folder: Path) -> TextFolder:
+    """Reads a preset folder's tokenizer and preprocessor, which may have been saved without a model.
+
+    Raises:
+        PresetError: if it is no preset folder, or one of another kind of model.
+    """
+    if not (folder / "config.json").is_file() and (text := _read_text(folder)) is not None:
+        return text
+    return read_preset(folder)
+
+
+def _read_text(folder: Path) -> TextFolder | None:
+    """A folder with a tokenizer, in either format, and maybe a preprocessor; `None` if it has none."""
+    if (folder / "tokenizer_config.json").is_file():
+        return TextFolder(folder=folder, tokenizer_files=hugging_face_tokenizer_files(folder, {}))
+    return TextFolder(**_keras_text(folder)) if (folder / "tokenizer.json").is_file() else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -101,20 +139,26 @@ def _read_keras(folder: Path, config: dict[str, Any]) -> PresetFolder:
     if name not in KERAS_CLASSES:
         raise PresetError(f"{folder} holds {name!r}, not an OPT model ({KERAS_CLASSES[0]!r})")
     values = config["config"]
-    preprocessor = _preprocessor_config(folder / "preprocessor.json")
-    vocabulary, merges = _keras_tokenizer(folder / "assets" / "tokenizer")
     return PresetFolder(
-        folder=folder,
         format="keras",
         config=_keras_sizes(values),
         dropout=values.get("dropout", 0.1),
         dtype=_keras_dtype(values.get("dtype")),
-        sequence_length=preprocessor.get("sequence_length", DEFAULT_SEQUENCE_LENGTH),
-        add_start_token=preprocessor.get("add_start_token", True),
-        add_end_token=preprocessor.get("add_end_token", True),
-        vocabulary=vocabulary,
-        merges=merges,
+        model_options={key: values[key] for key in ("name", "trainable") if key in values},
+        **_keras_text(folder),
     )
+
+
+def _keras_text(folder: Path) -> dict[str, Any]:
+    """The values of `TextFolder`."""
+    preprocessor = _preprocessor_config(folder / "preprocessor.json")
+    names = ("sequence_length", "add_start_token", "add_end_token")
+    return {
+        "folder": folder,
+        "tokenizer_files": keras_tokenizer_files(folder),
+        "tokenizer_options": keras_tokenizer_options(folder),
+        **{name: preprocessor[name] for name in names if name in preprocessor},
+    }
 
 
 def _keras_sizes(values: dict[str, Any]) -> ModelConfig:
@@ -136,14 +180,13 @@ def _preprocessor_config(path: Path) -> dict[str, Any]:
 def _keras_dtype(value: Any) -> str:
     """A dtype is a name, a serialized policy, or absent in older files."""
     if isinstance(value, dict):
+        if value.get("class_name") not in ("DTypePolicy", "FloatDTypePolicy"):  # Keras 3's and before
+            raise PresetError(
+                f"a {value.get('class_name')} as dtype, of a quantized model, is not supported; save "
+                "the model in float32, float16, bfloat16 or a mixed policy"
+            )
         value = value.get("config", {}).get("name")
     return value or "float32"
-
-
-def _keras_tokenizer(assets: Path) -> tuple[dict[str, int] | None, list[str] | None]:
-    if not (assets / "vocabulary.json").is_file():
-        return None, None
-    return dict(_read_json(assets / "vocabulary.json")), _read_lines(assets / "merges.txt")
 
 
 # === Hugging Face ===
@@ -151,7 +194,6 @@ def _keras_tokenizer(assets: Path) -> tuple[dict[str, int] | None, list[str] | N
 
 def _read_hugging_face(folder: Path, config: dict[str, Any]) -> PresetFolder:
     sizes = read_hugging_face_config(config, str(folder))
-    vocabulary, merges = _hugging_face_tokenizer(folder)
     return PresetFolder(
         folder=folder,
         format="huggingface",
@@ -159,30 +201,5 @@ def _read_hugging_face(folder: Path, config: dict[str, Any]) -> PresetFolder:
         dropout=config.get("dropout", 0.1),
         dtype="float32",
         sequence_length=min(DEFAULT_SEQUENCE_LENGTH, sizes.max_sequence_length),
-        vocabulary=vocabulary,
-        merges=merges,
+        tokenizer_files=hugging_face_tokenizer_files(folder, config),
     )
-
-
-def _hugging_face_tokenizer(folder: Path) -> tuple[dict[str, int] | None, list[str] | None]:
-    """From `vocab.json` and `merges.txt`, or else from a fast tokenizer's `tokenizer.json`."""
-    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        return dict(_read_json(folder / "vocab.json")), _read_lines(folder / "merges.txt")
-    if not (folder / "tokenizer.json").is_file():
-        return None, None
-    path = folder / "tokenizer.json"
-    fast = _read_json(path)
-    try:
-        model = fast["model"]
-        vocabulary = dict(model["vocab"])
-        vocabulary.update({token["content"]: token["id"] for token in fast.get("added_tokens", [])})
-        merges = [rule if isinstance(rule, str) else " ".join(rule) for rule in model["merges"]]
-    except KeyError as error:
-        raise PresetError(f"{path} lacks the value {error}") from None
-    except (AttributeError, TypeError, ValueError) as error:
-        raise PresetError(f"{path}: {error}") from None
-    return vocabulary, merges
-
-
-def _read_lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").split("\n")

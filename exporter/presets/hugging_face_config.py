@@ -82,6 +82,8 @@ def read_hugging_face_config(config: Mapping[str, Any], origin: str) -> ModelCon
 def write_hugging_face_config(config: ModelConfig, dtype: str, dropout: float = 0.1) -> dict[str, Any]:
     """`config.json` of transformers' `OPTForCausalLM`, for weights stored in `dtype`.
 
+    The ids of special tokens are left to who knows the tokenizer; transformers' defaults are OPT's.
+
     Raises:
         ValueError: if transformers has no such model (a final norm after post-norm layers).
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from exporter.errors import PresetError
@@ -9,50 +10,57 @@ from exporter.opt.backbone import OPTBackbone
 from exporter.opt.causal_lm import CausalLM, OPTCausalLM
 from exporter.opt.preprocessor import OPTCausalLMPreprocessor
 from exporter.opt.tokenizer import OPTTokenizer
-from exporter.presets.folder import PresetFolder, read_preset
+from exporter.presets.folder import PresetFolder, TextFolder, read_preset, read_text_folder
 from exporter.presets.handles import resolve_preset
 
 _NOT_GIVEN = object()
 
 
 def load_backbone(
-    cls: type[OPTBackbone], preset: str, *, load_weights: bool = True, **overrides: Any
+    cls: type[OPTBackbone], preset: str | Path, *, load_weights: bool = True, **overrides: Any
 ) -> OPTBackbone:
     """The backbone of a preset; `overrides` replace values of its configuration."""
-    return _build_backbone(cls, read_preset(resolve_preset(preset)), load_weights, overrides)
+    folder = read_preset(resolve_preset(preset, weights=load_weights))
+    return _build_backbone(cls, folder, load_weights, {**folder.model_options, **overrides})
 
 
-def load_tokenizer(cls: type[OPTTokenizer], preset: str, **overrides: Any) -> OPTTokenizer:
-    """The tokenizer of a preset."""
-    return _build_tokenizer(cls, read_preset(resolve_preset(preset)), overrides)
+def load_tokenizer(cls: type[OPTTokenizer], preset: str | Path, **overrides: Any) -> OPTTokenizer:
+    """The tokenizer of a preset, which may have been saved alone."""
+    return _build_tokenizer(cls, read_text_folder(resolve_preset(preset, weights=False)), overrides)
 
 
 def load_preprocessor(
-    cls: type[OPTCausalLMPreprocessor], preset: str, **overrides: Any
+    cls: type[OPTCausalLMPreprocessor], preset: str | Path, **overrides: Any
 ) -> OPTCausalLMPreprocessor:
     """The preprocessor of a preset; `overrides` replace values of its configuration."""
-    return _build_preprocessor(cls, read_preset(resolve_preset(preset)), overrides)
+    folder = read_text_folder(resolve_preset(preset, weights=False))
+    return _build_preprocessor(cls, folder, overrides)
 
 
 def load_causal_lm(
     cls: type[CausalLM],
-    preset: str,
+    preset: str | Path,
     *,
     load_weights: bool = True,
     preprocessor: Any = _NOT_GIVEN,
     **overrides: Any,
 ) -> CausalLM:
-    """The language model of a preset. OPT is the only architecture, so `CausalLM` means it."""
+    """The language model of a preset. OPT is the only architecture, so `CausalLM` means it.
+
+    `name` and `trainable` go to the language model, other overrides to the backbone.
+    """
     task = OPTCausalLM if cls is CausalLM else cls
     assert issubclass(task, OPTCausalLM)
-    folder = read_preset(resolve_preset(preset))
+    folder = read_preset(resolve_preset(preset, weights=load_weights))
     if preprocessor is _NOT_GIVEN:
-        has_tokenizer = folder.vocabulary is not None
+        has_tokenizer = folder.tokenizer_files is not None
         preprocessor = (
             _build_preprocessor(OPTCausalLMPreprocessor, folder, {}) if has_tokenizer else None
         )
-    backbone = _build_backbone(OPTBackbone, folder, load_weights, overrides)
-    return task(backbone=backbone, preprocessor=preprocessor)
+    options = {name: overrides.pop(name) for name in ("name", "trainable") if name in overrides}
+    arguments = {**folder.model_options, **overrides}
+    backbone = _build_backbone(OPTBackbone, folder, load_weights, arguments)
+    return task(backbone=backbone, preprocessor=preprocessor, **options)
 
 
 def assign_weights(backbone: OPTBackbone, folder: PresetFolder) -> None:
@@ -62,6 +70,9 @@ def assign_weights(backbone: OPTBackbone, folder: PresetFolder) -> None:
     try:
         for target in targets:
             variables[target.name].assign(target.read(reader))
+            source = target.sources[0]
+            if source.skip_rows:
+                backbone.padding_positions = reader.read(source.name, 0, source.skip_rows)
     finally:
         reader.close()
 
@@ -77,15 +88,15 @@ def _build_backbone(
 
 
 def _build_tokenizer(
-    cls: type[OPTTokenizer], folder: PresetFolder, overrides: dict[str, Any]
+    cls: type[OPTTokenizer], folder: TextFolder, overrides: dict[str, Any]
 ) -> OPTTokenizer:
-    if folder.vocabulary is None:
+    if folder.tokenizer_files is None:
         raise PresetError(f"{folder.folder} has no tokenizer files; make an OPTTokenizer by hand")
-    return cls(vocabulary=folder.vocabulary, merges=folder.merges, **overrides)
+    return cls.from_files(folder.tokenizer_files, **{**folder.tokenizer_options, **overrides})
 
 
 def _build_preprocessor(
-    cls: type[OPTCausalLMPreprocessor], folder: PresetFolder, overrides: dict[str, Any]
+    cls: type[OPTCausalLMPreprocessor], folder: TextFolder, overrides: dict[str, Any]
 ) -> OPTCausalLMPreprocessor:
     arguments = {
         "sequence_length": folder.sequence_length,
@@ -93,4 +104,6 @@ def _build_preprocessor(
         "add_end_token": folder.add_end_token,
         **overrides,
     }
-    return cls(tokenizer=_build_tokenizer(OPTTokenizer, folder, {}), **arguments)
+    if "tokenizer" not in arguments:
+        arguments["tokenizer"] = _build_tokenizer(OPTTokenizer, folder, {})
+    return cls(**arguments)

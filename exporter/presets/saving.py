@@ -1,4 +1,4 @@
-"""Writes preset folders in the format that keras-hub reads."""
+"""Writes preset folders in the format that keras-hub reads: the work behind every `save_to_preset`."""
 
 from __future__ import annotations
 
@@ -7,104 +7,145 @@ import json
 from pathlib import Path
 from typing import Any
 
-import h5py
-import ml_dtypes
-import numpy as np
-
 from exporter.checkpoints.formats import KERAS_PRESET
-from exporter.checkpoints.weight_map import bind_names
+from exporter.checkpoints.writers import WRITTEN_FILES
 from exporter.opt.backbone import OPTBackbone
 from exporter.opt.causal_lm import CausalLM
 from exporter.opt.keras_backend import keras
 from exporter.opt.preprocessor import OPTCausalLMPreprocessor
 from exporter.opt.tokenizer import OPTTokenizer
+from exporter.presets import keras_config
+from exporter.presets.live_weights import check_shard_size, write_live_weights
+from exporter.presets.staging import check_format, staged_files
+
+DEFAULT_SHARD_SIZE = 10  # GB, as in keras-hub
+BACKBONE_FILES = (*WRITTEN_FILES["keras"], "task.json")  # a task's file is about its old backbone
+TOKENIZER_FILES = ("assets/tokenizer/*",)
 
 
-def save_causal_lm(model: CausalLM, folder: str | Path, weights_dtype: str | None = None) -> None:
-    """Writes a model, its tokenizer and preprocessor as a preset folder.
+def save_backbone(
+    backbone: OPTBackbone, folder: str | Path, max_shard_size: float | None = DEFAULT_SHARD_SIZE
+) -> None:
+    """Writes `config.json`, `metadata.json` and the weights.
+
+    Args:
+        backbone: the model.
+        folder: created where it does not exist; a tokenizer and other files in it stay.
+        max_shard_size: most GB (2**30 bytes) of one weights file; `None` for a single one.
+
+    Raises:
+        ValueError: if the folder holds a model in another format, or for a size that is not positive.
+    """
+    check_shard_size(max_shard_size)
+    check_format(Path(folder), "keras")
+    with staged_files(Path(folder), BACKBONE_FILES) as stage:
+        _write_backbone(backbone, stage, max_shard_size, None)
+
+
+def save_causal_lm(
+    model: CausalLM,
+    folder: str | Path,
+    max_shard_size: float | None = DEFAULT_SHARD_SIZE,
+    weights_dtype: str | None = None,
+) -> None:
+    """Writes a model, and its tokenizer and preprocessor where it has them.
 
     Args:
         model: the language model.
-        folder: created where it does not exist.
+        folder: created where it does not exist; other files in it stay.
+        max_shard_size: most GB (2**30 bytes) of one weights file; `None` for a single one.
         weights_dtype: dtype to store the weights in; by default that of the variables.
+
+    Raises:
+        ValueError: if the folder holds a model in another format, or for a size that is not positive.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    config = _serialized(model.backbone, "opt_backbone", model.backbone.get_config())
-    _write_json(folder / "config.json", config)
-    task: dict[str, Any] = {"backbone": config, "preprocessor": None, "name": model.name}
-    if model.preprocessor is not None:
-        task["preprocessor"] = _save_preprocessor(model.preprocessor, folder)
-    _write_json(folder / "task.json", _serialized(model, "opt_causal_lm", task))
-    _write_json(
-        folder / "metadata.json",
-        {
-            "keras_version": keras.__version__,
-            "parameter_count": model.backbone.count_params(),
-            "date_saved": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d@%H:%M:%S"),
-            "tasks": ["CausalLM"],
-        },
+    check_shard_size(max_shard_size)
+    check_format(Path(folder), "keras")
+    replaced = BACKBONE_FILES if model.preprocessor is None else BACKBONE_FILES + TOKENIZER_FILES
+    with staged_files(Path(folder), replaced) as stage:
+        backbone = _write_backbone(model.backbone, stage, max_shard_size, weights_dtype)
+        preprocessor = None
+        if model.preprocessor is not None:
+            preprocessor = _write_preprocessor(model.preprocessor, stage)
+        parts = [part for part in (backbone, preprocessor) if part is not None]
+        task = keras_config.serialized(
+            "OPTCausalLM",
+            {"backbone": backbone, "preprocessor": preprocessor, "name": model.name},
+            in_keras_hub=all(map(keras_config.is_in_keras_hub, parts)),
+        )
+        _write_json(stage / "task.json", task)
+
+
+def save_preprocessor(preprocessor: OPTCausalLMPreprocessor, folder: str | Path) -> None:
+    """Writes `preprocessor.json` and the tokenizer; a model in the folder stays."""
+    check_format(Path(folder), "keras")
+    with staged_files(Path(folder), TOKENIZER_FILES) as stage:
+        _write_preprocessor(preprocessor, stage)
+
+
+def save_tokenizer(tokenizer: OPTTokenizer, folder: str | Path) -> None:
+    """Writes `tokenizer.json` and the vocabulary; a model in the folder stays."""
+    check_format(Path(folder), "keras")
+    with staged_files(Path(folder), TOKENIZER_FILES) as stage:
+        _write_tokenizer(tokenizer, stage)
+
+
+# === The files; each function returns what it wrote as configuration ===
+
+
+def _write_backbone(
+    backbone: OPTBackbone, folder: Path, max_shard_size: float | None, weights_dtype: str | None
+) -> dict[str, Any]:
+    config = keras_config.backbone_config(
+        backbone.model_config,
+        name=backbone.name,
+        trainable=backbone.trainable,
+        dtype=keras.dtype_policies.serialize(backbone.dtype_policy),
+        dropout=backbone.dropout,
     )
-    _save_weights(model.backbone, folder / "model.weights.h5", weights_dtype)
+    metadata = {
+        "keras_version": keras.__version__,
+        "parameter_count": backbone.model_config.num_parameters,
+        "date_saved": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d@%H:%M:%S"),
+        "tasks": ["CausalLM"],
+    }
+    _write_json(folder / "config.json", config)
+    _write_json(folder / "metadata.json", metadata)
+    write_live_weights(backbone, folder, "keras", KERAS_PRESET, max_shard_size, weights_dtype)
+    return config
 
 
-def _save_preprocessor(preprocessor: OPTCausalLMPreprocessor, folder: Path) -> dict[str, Any]:
-    tokenizer = preprocessor.tokenizer
-    assets = folder / "assets" / "tokenizer"
-    assets.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(assets)
-    tokenizer_config = _serialized(tokenizer, "opt_tokenizer", _tokenizer_config(tokenizer))
-    _write_json(folder / "tokenizer.json", tokenizer_config)
+def _write_preprocessor(preprocessor: OPTCausalLMPreprocessor, folder: Path) -> dict[str, Any]:
+    tokenizer = _write_tokenizer(preprocessor.tokenizer, folder)
     config = {
-        "name": "opt_causal_lm_preprocessor",
-        "trainable": True,
-        "dtype": keras.dtype_policies.serialize(keras.DTypePolicy("float32")),
-        "tokenizer": tokenizer_config,
-        "config_file": "preprocessor.json",
         **preprocessor.get_config(),
-    }
-    serialized = _serialized(preprocessor, "opt_causal_lm_preprocessor", config)
-    _write_json(folder / "preprocessor.json", serialized)
-    return serialized
-
-
-def _tokenizer_config(tokenizer: OPTTokenizer) -> dict[str, Any]:
-    return {
-        "name": "opt_tokenizer",
         "trainable": True,
-        "dtype": keras.dtype_policies.serialize(keras.DTypePolicy("int32")),
+        "dtype": keras_config.dtype_policy("float32"),
+        "tokenizer": tokenizer,
+        "config_file": "preprocessor.json",
+    }
+    in_keras_hub = keras_config.is_in_keras_hub(tokenizer)
+    written = keras_config.serialized("OPTCausalLMPreprocessor", config, in_keras_hub=in_keras_hub)
+    _write_json(folder / "preprocessor.json", written)
+    return written
+
+
+def _write_tokenizer(tokenizer: OPTTokenizer, folder: Path) -> dict[str, Any]:
+    assets = folder / "assets" / "tokenizer"
+    assets.mkdir(parents=True)
+    tokenizer.save_assets(assets)
+    config = {
+        **tokenizer.get_config(),
+        "trainable": True,
+        "dtype": keras_config.dtype_policy(tokenizer.dtype),
         "config_file": "tokenizer.json",
-        "sequence_length": tokenizer.sequence_length,
-        "add_prefix_space": False,
-        "unsplittable_tokens": tokenizer.special_tokens,
     }
-
-
-def _serialized(item: Any, module: str, config: dict[str, Any]) -> dict[str, Any]:
-    """Keras's serialized form, under keras-hub's name for the class."""
-    name = type(item).__name__
-    return {
-        "module": f"keras_hub.src.models.opt.{module}",
-        "class_name": name,
-        "config": config,
-        "registered_name": f"keras_hub>{name}",
-    }
+    del config["assets"]
+    in_keras_hub = not tokenizer.is_own_file
+    written = keras_config.serialized("OPTTokenizer", config, in_keras_hub=in_keras_hub)
+    _write_json(folder / "tokenizer.json", written)
+    return written
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2), encoding="utf-8")
-
-
-def _save_weights(backbone: OPTBackbone, path: Path, dtype: str | None) -> None:
-    variables = {variable.path: variable for variable in backbone.variables}
-    with h5py.File(path, "w") as file:
-        for target in bind_names(KERAS_PRESET, backbone.model_config):
-            values = keras.ops.convert_to_numpy(variables[target.name].value)
-            for name, part in target.split(values.astype(dtype or values.dtype)):
-                _write_dataset(file, name, part)
-
-
-def _write_dataset(file: h5py.File, name: str, values: np.ndarray) -> None:
-    dataset = file.create_dataset(name, data=values)
-    if values.dtype == ml_dtypes.bfloat16:  # HDF5 has no bfloat16: h5py stores it as opaque bytes
-        dataset.attrs["dtype"] = "bfloat16"
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -15,7 +15,8 @@ def pack_rows(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Texts end to end, each with an end token after it, cut into rows that begin with a start token.
 
-    What does not fill a row is left out, unless no row is full.
+    Where there is no start token, rows begin with an end token, as if a text went before. What does
+    not fill a row is left out, unless no row is full.
 
     Args:
         tokenizer: of the model.
@@ -36,5 +37,6 @@ def pack_rows(
     length = min(length, len(stream))
     rows = len(stream) // length
     labels = np.array(stream[: rows * length], np.int64).reshape(rows, length)
-    start = np.full((rows, 1), tokenizer.start_token_id, np.int64)
+    first = tokenizer.end_token_id if tokenizer.start_token_id is None else tokenizer.start_token_id
+    start = np.full((rows, 1), first, np.int64)
     return np.concatenate([start, labels[:, :-1]], axis=1), labels

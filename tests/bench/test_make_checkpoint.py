@@ -45,7 +45,7 @@ def folders(tmp_path_factory):
 @pytest.mark.parametrize("format", FORMATS)
 def test_exporter_reads_it(folders, format):
     preset = read_preset(folders[format])
-    assert (preset.format, preset.config, preset.vocabulary) == (format, TINY, None)
+    assert (preset.format, preset.config, preset.tokenizer_files) == (format, TINY, None)
     shapes = {name: value.shape for name, value in read_weights(folders[format]).items()}
     assert len(shapes) == 4 + 12 * 2
     assert shapes["embeddings/position_embedding/embeddings"] == (40, 32)
@@ -222,3 +222,4 @@ def test_configuration_has_what_transformers_needs(folders):
     assert config["model_type"] == "opt"
     assert config["word_embed_proj_dim"] == config["hidden_size"] == 32
     assert config["dtype"] == "float32"
+    assert [config[f"{name}_token_id"] for name in ("bos", "eos", "pad")] == [2, 2, 1]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from exporter import OPTCausalLMPreprocessor
+from exporter import OPTCausalLMPreprocessor, OPTTokenizer
+from runtime.pipeline import SpecialTokens
+from tests.exporter.galactica import galactica_tokenizer
 
 START = END = 2
 PAD = 1
@@ -36,6 +41,12 @@ def assert_packed(result, token_ids, padding_mask, labels, weights):
         np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
     assert inputs["token_ids"].dtype == y.dtype == np.int32
     assert inputs["padding_mask"].dtype == sample_weight.dtype == bool
+
+
+def flat(result):
+    """What `assert_packed` expects, of another preprocessor's answer."""
+    inputs, y, sample_weight = result
+    return inputs["token_ids"], inputs["padding_mask"], y, sample_weight
 
 
 # === Packing for training ===
@@ -107,6 +118,19 @@ def test_the_length_can_be_overridden_for_a_call(toy_tokenizer, ids):
     )
     assert preprocessor(" quick", sequence_length=9)[1].shape == (9,)
     assert preprocessor(" quick")[1].shape == (6,)
+
+
+def test_a_call_can_override_the_special_tokens(toy_tokenizer, ids):
+    """keras-hub documents these arguments of a call."""
+    preprocessor, bare = make(toy_tokenizer), make(toy_tokenizer, add_start_token=False)
+    text = " quick the fox"
+    assert_packed(preprocessor(text, add_start_token=False), *flat(bare(text)))
+    assert_packed(bare(text, add_start_token=True), *flat(preprocessor(text)))
+    ending = make(toy_tokenizer, add_end_token=False)
+    assert_packed(preprocessor(text, add_end_token=False), *flat(ending(text)))
+    inputs = preprocessor(text, return_labels=False)
+    assert set(inputs) == {"token_ids", "padding_mask"}
+    np.testing.assert_array_equal(inputs["token_ids"], [START, *ids, END, PAD])
 
 
 def test_an_empty_text_is_start_and_end(toy_tokenizer):
@@ -240,18 +264,100 @@ def test_text_comes_back_without_special_tokens_and_padding(toy_tokenizer, ids):
     assert preprocessor.generate_postprocess(answer) == [" quick the fox"]
 
 
+@pytest.mark.parametrize("form", [np.array, tf.constant])
+@pytest.mark.parametrize("dtype", ["bool", "int32"])
+def test_text_comes_back_from_arrays_and_tensors(toy_tokenizer, ids, form, dtype):
+    preprocessor = make(toy_tokenizer)
+    row, mask = [START, *ids, END, ids[0]], np.array([1, 1, 1, 1, 1, 0], dtype)
+    single = {"token_ids": form(row), "padding_mask": form(mask)}
+    assert preprocessor.generate_postprocess(single) == " quick the fox"
+    batch = {"token_ids": form([row, row]), "padding_mask": form([mask, mask[::-1]])}
+    assert preprocessor.generate_postprocess(batch) == [" quick the fox", " quick the fox quick"]
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_there_and_back_inside_a_dataset(toy_tokenizer, batched):
+    preprocessor = make(toy_tokenizer)
+    texts = [" quick the", "é", ""]
+    data = tf.data.Dataset.from_tensor_slices(texts)
+    data = data.batch(3) if batched else data
+    data = data.map(preprocessor.generate_preprocess).map(preprocessor.generate_postprocess)
+    assert data.element_spec == tf.TensorSpec([None] if batched else [], tf.string)
+    found = [np.atleast_1d(element) for element in data.as_numpy_iterator()]
+    assert [text.decode() for text in np.concatenate(found)] == texts
+
+
+# === A tokenizer without a start token ===
+
+
+@pytest.fixture(scope="module")
+def startless():
+    fast = galactica_tokenizer([" quick the fox"] * 3, 300)
+    special = SpecialTokens(None, END, PAD)
+    return OPTTokenizer.from_files(
+        {"tokenizer.json": fast.to_str(), "special_tokens.json": special.to_json()}
+    )
+
+
+def test_without_a_start_token_rows_begin_with_text(startless):
+    preprocessor = make(startless)
+    quick, the = startless.encode(" quick the")
+    assert_packed(
+        preprocessor(" quick the"),
+        [quick, the, END, PAD, PAD, PAD],
+        [1, 1, 1, 0, 0, 0],
+        [the, END, PAD, PAD, PAD, PAD],
+        [1, 1, 0, 0, 0, 0],
+    )
+    found = preprocessor.generate_preprocess([" quick the"])
+    np.testing.assert_array_equal(found["token_ids"], [[quick, the, PAD, PAD, PAD, PAD]])
+    assert preprocessor.generate_postprocess(found) == [" quick the"]
+
+
+def test_an_empty_prompt_needs_a_start_token(startless):
+    with pytest.raises(ValueError, match="prompt 1 has no token, and this tokenizer has no start"):
+        make(startless).generate_preprocess([" quick", ""])
+
+
 # === Configuration ===
 
 
-def test_the_configuration(toy_tokenizer):
-    preprocessor = OPTCausalLMPreprocessor(toy_tokenizer)
-    assert preprocessor.get_config() == {
-        "sequence_length": 1024,
+def test_serialized_and_back(toy_tokenizer):
+    preprocessor = make(toy_tokenizer, add_end_token=False, name="mine")
+    written = keras.saving.serialize_keras_object(preprocessor)
+    assert written["registered_name"] == "opt_onnx>OPTCausalLMPreprocessor"
+    config = written["config"]
+    assert {name: value for name, value in config.items() if name != "tokenizer"} == {
+        "name": "mine",
+        "sequence_length": 6,
         "add_start_token": True,
-        "add_end_token": True,
+        "add_end_token": False,
     }
-    config = make(toy_tokenizer, add_end_token=False).get_config()
-    assert OPTCausalLMPreprocessor(toy_tokenizer, **config).get_config() == config
+    again = keras.saving.deserialize_keras_object(json.loads(json.dumps(written)))
+    assert again.get_config() == preprocessor.get_config()
+    text = " quick the</s>"
+    assert_packed(again(text), *flat(preprocessor(text)))
+
+
+def test_defaults(toy_tokenizer):
+    config = OPTCausalLMPreprocessor(toy_tokenizer).get_config()
+    assert config["sequence_length"] == 1024
+    assert config["add_start_token"] is config["add_end_token"] is True
+    assert OPTCausalLMPreprocessor.tokenizer_cls is OPTTokenizer
+
+
+def test_the_length_can_be_set(toy_tokenizer, ids):
+    preprocessor = make(toy_tokenizer)
+    preprocessor.sequence_length = 3
+    assert preprocessor.sequence_length == 3
+    assert_packed(
+        preprocessor(" quick the fox the"), [START, *ids[:2]], [1, 1, 1], [*ids[:2], END], [1, 1, 1]
+    )
+    assert preprocessor.generate_preprocess(" quick")["token_ids"].shape == (3,)
+    with pytest.raises(ValueError, match="sequence_length must be a positive whole number: 0"):
+        preprocessor.sequence_length = 0
+    with pytest.raises(ValueError, match="sequence_length must be a positive whole number: 0"):
+        preprocessor(" quick", sequence_length=0)
 
 
 @pytest.mark.parametrize("length", [0, -1, 1.5, "8", None])

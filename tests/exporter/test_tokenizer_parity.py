@@ -1,122 +1,108 @@
-"""The tokenizer against Hugging Face's, on the same trained vocabulary and texts of all sorts."""
+"""Tokenizers against Hugging Face's, on the same folders and 2,000 strings of all sorts.
+
+One folder holds `vocab.json` and `merges.txt` as OPT's repositories do, one a `tokenizer.json` of
+Galactica's kind. `transformers.AutoTokenizer` reads the same folders.
+"""
 
 from __future__ import annotations
 
 import json
-import random
-import re
 import unicodedata
-from pydoc_data import topics
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tokenizers
 
 from exporter import OPTTokenizer
+from exporter.presets.tokenizer_files import hugging_face_tokenizer_files
+from runtime.tokenizer import StreamDecoder, Tokenizer
+from tests.exporter.galactica import galactica_tokenizer, write_galactica_tokenizer
+from tests.exporter.varied_texts import training_texts, varied_texts
 
-VOCABULARY_SIZE = 800
+COUNT = 2000
+VOCABULARY_SIZE = 4000
+CONFIG = {"model_type": "opt", "eos_token_id": 2, "pad_token_id": 1}
+OPT_CONFIG = {**CONFIG, "bos_token_id": 2}
+GALACTICA_CONFIG = {**CONFIG, "bos_token_id": 0}
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]  # OPT's order
 
-HAND_PICKED = [
-    "",
-    " ",
-    "  ",
-    "\n",
-    "\n\n",
-    "Hello\n\nHello",
-    "Hello \n \n Hello",
-    "Hello\r\nHello\r",
-    "a\tb\t\tc",
-    " " * 57 + "x" + " " * 33,
-    "x" + "\n" * 40 + "y",
-    "\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f\x85\xa0\u2003\u2028\u3000",
-    "\x00\x01\x02\x7f\x80\x9f\xad",
-    "I'm you're we've they'll he'd it's I'M YOU'RE WE'VE can't 'tis 'S 'll",
-    "'s't're've'm'll'd",
-    "don\u2019t \u2018quoted\u2019",
-    "1234567890 3.14159 1,000,000 0x7f ½ ² ٣ Ⅳ ①",
-    "snake_case CamelCase SCREAMING_CASE kebab-case __dunder__",
-    "!!! ??? ... --- === *** ((())) [[]] {{}} <<>> ||| ~~~ ```",
-    "https://example.org/a/b?c=d&e=f#g user@example.org C:\\path\\file",
-    "    def f(x):\n        return x ** 2  # comment\n\n\nclass A: pass\n",
-    '{"key": ["value", 1.5e-10, null, true]}',
-    "<html><body class='a'>&nbsp;</body></html>",
-    "naïve café Ærøskøbing straße Zażółć gęślą jaźń",
-    "Привет мир Γειά σου שלום عالم नमस्ते ไทย ქართული",
-    "你好，世界。日本語のテキスト 한국어 ｆｕｌｌｗｉｄｔｈ",
-    "e\u0301 a\u0308 o\u0302\u0323 \u0301",
-    "😀😃 👩‍👩‍👧‍👦 🏳️‍🌈 🇩🇪 👍🏽 ☃️ 𝕏 𐍈 \U0010ffff \ufeff \ufffd \u200b\u200d\u202e",
-    "</s>",
-    "<pad>",
-    "a</s>b",
-    "a </s> b",
-    "</s></s><pad></s>",
-    "  </s>  <pad>  ",
-    "\n</s>\n",
-    "</s",
-    "< /s>",
-    "</S>",
-    "<pad> <PAD> <pad",
-    "x</s>" * 9,
-]
+
+def special_token(content):
+    """As the repositories of OPT write them."""
+    marks = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True}
+    return {"__type": "AddedToken", "content": content, **marks}
 
 
-def random_texts(count):
-    """Texts of random words, symbols, scripts, white space and special tokens."""
-    generator = random.Random(20)
-    words = sorted(set(re.findall(r"\w+", topics.topics["import"])))
-    scripts = [(0x20, 0x7E), (0xA0, 0x24F), (0x370, 0x5FF), (0x4E00, 0x4FFF), (0x1F300, 0x1F6FF)]
-    pieces = [
-        lambda: generator.choice(words),
-        lambda: " " + generator.choice(words),
-        lambda: " " * generator.randint(1, 12),
-        lambda: "\n" * generator.randint(1, 4),
-        lambda: generator.choice(["\t", "\r\n", "\x0b", "\x00", "\xa0", "\u2003", "\u3000"]),
-        lambda: generator.choice(["'s", "'re", "'ll", "'x", "'", '"', "``", "...", "->", "==", "**"]),
-        lambda: str(generator.randint(0, 10 ** generator.randint(1, 9))),
-        lambda: "".join(
-            chr(generator.randint(*generator.choice(scripts))) for _ in range(generator.randint(1, 5))
-        ),
-        lambda: chr(generator.choice([*range(0xD800), *range(0xE000, 0x110000, 97)])),
-        lambda: generator.choice(["</s>", "<pad>"]),
-    ]
-    weights = [8, 8, 3, 3, 2, 3, 2, 4, 3, 1]
-    return [
-        "".join(piece() for piece in generator.choices(pieces, weights, k=generator.randint(1, 25)))
-        for _ in range(count)
-    ]
+OPT_OPTIONS = {
+    "errors": "replace",
+    "unk_token": special_token("</s>"),
+    "bos_token": special_token("</s>"),
+    "eos_token": special_token("</s>"),
+    "pad_token": special_token("<pad>"),
+    "add_prefix_space": False,
+    "add_bos_token": True,
+    "tokenizer_class": "GPT2Tokenizer",
+}
 
 
-def real_texts():
-    """Lines, paragraphs and whole pieces of Python's documentation."""
-    whole = [topics.topics[name] for name in ("import", "formatstrings", "lambda", "exprlists")]
-    return [*whole, *whole[0].split("\n")[:60], *whole[1].split("\n\n")[:40]]
+def write(folder, name, values):
+    (folder / name).write_text(json.dumps(values), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def texts():
-    found = [*HAND_PICKED, *real_texts(), *random_texts(500)]
-    assert len(set(found)) > 600
+    found = varied_texts(COUNT)
+    assert len(set(found)) == COUNT
     assert {unicodedata.category(c)[0] for text in found for c in text} >= set("CLMNPSZ")
     return found
 
 
 @pytest.fixture(scope="module")
 def trained():
-    """A byte-level BPE of about 800 tokens, trained on Python's documentation; `</s>` is special."""
-    import tokenizers
-
+    """A byte-level BPE of 4,000 tokens; `</s>` is special."""
     fast = tokenizers.Tokenizer(tokenizers.models.BPE())
     fast.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    fast.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=VOCABULARY_SIZE,
         special_tokens=SPECIAL,
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    fast.train_from_iterator([topics.topics[name] for name in sorted(topics.topics)], trainer)
+    fast.train_from_iterator(training_texts(), trainer)
     model = json.loads(fast.to_str())["model"]
     return model["vocab"], [" ".join(rule) for rule in model["merges"]]
+
+
+@pytest.fixture(scope="module")
+def opt_folder(trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("opt")
+    vocabulary, merges = trained
+    write(folder, "vocab.json", vocabulary)
+    lines = ["#version: 0.2", *merges, ""]
+    (folder / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
+    write(folder, "tokenizer_config.json", OPT_OPTIONS)
+    write(folder, "config.json", OPT_CONFIG)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def galactica_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("galactica")
+    write_galactica_tokenizer(folder, galactica_tokenizer(training_texts(), VOCABULARY_SIZE))
+    write(folder, "config.json", GALACTICA_CONFIG)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["opt", "galactica"])
+def pair(request, transformers):
+    """Ours and theirs of one folder."""
+    folder = request.getfixturevalue(f"{request.param}_folder")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    ours = Tokenizer.from_files(hugging_face_tokenizer_files(folder, config))
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    assert theirs.is_fast
+    return SimpleNamespace(kind=request.param, ours=ours, theirs=theirs)
 
 
 @pytest.fixture(scope="module")
@@ -125,59 +111,88 @@ def ours(trained):
     return OPTTokenizer(vocabulary=vocabulary, merges=merges)
 
 
-@pytest.fixture(scope="module")
-def theirs(transformers, trained):
-    """transformers' tokenizer of OPT on the same vocabulary, without the start token it adds."""
-    vocabulary, merges = trained
-    return transformers.GPT2Tokenizer(
-        vocab=vocabulary,
-        merges=[tuple(rule.split(" ")) for rule in merges],
-        unk_token="</s>",
-        bos_token="</s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-    )
+# === 2,000 strings ===
 
 
 @pytest.mark.reference
-def test_ids_equal_those_of_transformers(ours, theirs, texts):
-    assert theirs.is_fast
-    assert len(ours.vocabulary) == VOCABULARY_SIZE
-    for text in texts:
-        expected = theirs(text, add_special_tokens=False)["input_ids"]
-        assert ours.encode(text) == expected, repr(text)
+def test_ids_equal_those_of_transformers(pair, texts):
+    assert pair.ours.vocabulary_size() == len(pair.theirs) == VOCABULARY_SIZE
+    expected = pair.theirs(texts, add_special_tokens=False)["input_ids"]
+    for text, found, ids in zip(texts, pair.ours.encode_batch(texts), expected, strict=True):
+        assert found == ids, repr(text)
+        assert pair.ours.encode(text) == ids, repr(text)
 
 
 @pytest.mark.reference
-def test_a_batch_equals_its_texts_one_by_one(ours, theirs, texts):
-    assert ours.encode_batch(texts) == theirs(texts, add_special_tokens=False)["input_ids"]
-    assert ours(texts) == [ours.encode(text) for text in texts]
-    np.testing.assert_array_equal(ours(texts[5]), ours.encode(texts[5]))
+@pytest.mark.parametrize("skip", [False, True])
+def test_text_comes_back_as_from_transformers(pair, texts, skip):
+    for text, ids in zip(texts, pair.ours.encode_batch(texts), strict=True):
+        expected = pair.theirs.decode(ids, skip_special_tokens=skip)
+        assert pair.ours.decode(ids, skip_special_tokens=skip) == expected, repr(text)
+        stream = StreamDecoder(pair.ours, skip_special_tokens=skip)
+        assert "".join([*map(stream.push, ids), stream.finish()]) == expected, repr(text)
 
 
 @pytest.mark.reference
-def test_text_comes_back_as_from_transformers(ours, theirs, texts):
-    for text in texts:
-        ids = ours.encode(text)
-        assert ours.detokenize(ids) == text
-        expected = theirs.decode(ids, clean_up_tokenization_spaces=False)
-        assert ours.detokenize(ids) == expected, repr(text)
-        skipped = theirs.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        assert ours.decode(ids, skip_special_tokens=True) == skipped, repr(text)
+@pytest.mark.parametrize("skip", [False, True])
+def test_any_ids_are_decoded_as_by_transformers(pair, skip):
+    """Characters cut anywhere, as a model may write them."""
+    for ids in np.random.default_rng(4).integers(0, VOCABULARY_SIZE, (1000, 12)).tolist():
+        expected = pair.theirs.decode(ids, skip_special_tokens=skip)
+        assert pair.ours.decode(ids, skip_special_tokens=skip) == expected, ids
 
 
 @pytest.mark.reference
-def test_the_split_trap(ours, theirs):
+def test_what_goes_before_a_prompt_is_what_transformers_puts_there(pair):
+    start = pair.ours.start_token_id
+    assert start == {"opt": 2, "galactica": None}[pair.kind]
+    prefix = [] if start is None else [start]
+    assert pair.theirs("").input_ids == prefix
+    assert pair.theirs("the import").input_ids == prefix + pair.ours.encode("the import")
+
+
+# === Galactica's own ===
+
+
+def galactica_of(folder):
+    return OPTTokenizer.from_files(hugging_face_tokenizer_files(folder, GALACTICA_CONFIG))
+
+
+def test_galactica_s_pipeline(galactica_folder):
+    """Exact tokens: a vocabulary and merges under GPT-2's split would give others, silently."""
+    found = galactica_of(galactica_folder)
+    assert found.is_own_file
+
+    def tokens(text):
+        return [found.id_to_token(i) for i in found.encode(text)]
+
+    assert tokens("12") == ["1", "2"]
+    assert tokens("ﬁ") == tokens("fi")
+    assert tokens("ASPL1T-TH1S-Pl3A5EB") == ["A", "B"]
+    assert tokens("[START_REF]</work>") == ["[START_REF]", "</work>"]
+    assert tokens("()") == ["(", ")"]
+    assert tokens("\n\n") == ["Ċ", "Ċ"]
+    assert found.merges[0] == "Ġ Ġ"
+    assert (found.start_token, found.end_token, found.pad_token) == (None, "</s>", "<pad>")
+    assert found.special_tokens == ["</s>", "<pad>"]
+    assert found.special_token_ids == tuple(range(8))
+    assert found.decode(found.encode("a[END_REF]"), skip_special_tokens=True) == "a"
+
+
+# === OPT's own ===
+
+
+@pytest.mark.reference
+def test_the_split_trap(trained, ours):
     """keras-hub takes the whole string as one word here; OPT was trained with the split."""
-    ids = ours.encode("Hello\n\nHello")
-    assert ids == theirs("Hello\n\nHello", add_special_tokens=False)["input_ids"]
     newline = ours.token_to_id("Ċ")
-    assert ids.count(newline) == 2 or ours.token_to_id("ĊĊ") in ids
+    hello = ours.encode("Hello")
+    assert ours.encode("Hello\n\nHello") == [*hello, newline, newline, *hello]
 
 
-def test_every_byte_comes_back(ours):
+def test_every_byte_comes_back(ours, texts):
     """Text that is not in any vocabulary, without the reference implementation."""
-    for text in (*HAND_PICKED, *random_texts(200)):
+    for text in texts:
         assert ours.detokenize(ours.encode(text)) == text
 
 
@@ -204,35 +219,22 @@ def test_the_toy_vocabulary_of_keras_s_documentation():
     assert (ours.start_token_id, ours.end_token_id, ours.pad_token_id) == (2, 2, 1)
 
 
-# === The rest of the interface ===
-
-
-def test_a_sequence_length_makes_dense_arrays(trained):
-    vocabulary, merges = trained
-    dense = OPTTokenizer(vocabulary=vocabulary, merges=merges, sequence_length=4)
-    plain = OPTTokenizer(vocabulary=vocabulary, merges=merges)
-    texts = ["x", "the import statement of a module"]
-    found = dense(texts)
-    assert found.shape == (2, 4)
-    assert found.dtype == np.int32
-    np.testing.assert_array_equal(found[0], [plain.token_to_id("x"), 1, 1, 1])
-    np.testing.assert_array_equal(found[1], plain.encode(texts[1])[:4])
-    np.testing.assert_array_equal(dense("x"), found[0])
-    assert dense.get_config() == {"sequence_length": 4}
-
-
-def test_detokenize_takes_batches_and_tensors(ours):
-    import tensorflow as tf
-
-    texts = ["the import", "statement"]
-    rows = ours(texts)
-    assert ours.detokenize(rows) == texts
-    assert ours.detokenize(tf.ragged.constant(rows)) == texts
-    assert ours.detokenize(tf.constant(rows[0])) == texts[0]
-    assert ours.detokenize(np.array(rows[0])) == texts[0]
-
-
-@pytest.mark.parametrize("options", [{}, {"vocabulary": {}}, {"merges": []}])
-def test_vocabulary_and_merges_are_both_needed(options):
-    with pytest.raises(ValueError, match="needs both `vocabulary` and `merges`"):
-        OPTTokenizer(**options)
+@pytest.mark.reference
+def test_the_toy_vocabulary_of_keras_hub_s_own_tests(keras_hub):
+    """That of its `opt_tokenizer_test.py`, its ids and cases."""
+    tokens = ["<pad>", "</s>", "air", "Ġair", "plane", "Ġat", "port"]
+    merges = ["Ġ a", "Ġ t", "Ġ i", "Ġ b", "a i", "p l", "n e"]
+    merges += ["Ġa t", "p o", "r t", "Ġt h", "ai r", "pl a", "po rt"]
+    merges += ["Ġai r", "Ġa i", "pla ne"]
+    pieces = [piece for rule in merges for piece in (*rule.split(" "), rule.replace(" ", ""))]
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys([*tokens, *pieces]))}
+    ours = OPTTokenizer(vocabulary=vocabulary, merges=merges)
+    theirs = keras_hub.models.OPTTokenizer(vocabulary=vocabulary, merges=merges)
+    for text in ("airplane at airport", " airplane at airport</s><pad>", "air", ""):
+        assert ours(text).tolist() == np.asarray(theirs(text)).tolist()
+        assert ours.detokenize(ours(text)) == theirs.detokenize(theirs(text)) == text
+    assert [ours.id_to_token(i) for i in ours("airplane at airport")] == [
+        *("air", "plane", "Ġat", "Ġair", "port")
+    ]
+    assert set(theirs.special_tokens) == set(ours.special_tokens)
+    assert sorted(theirs.special_token_ids) == list(ours.special_token_ids)
