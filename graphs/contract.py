@@ -50,7 +50,7 @@ class ModelConfig:
     """The sizes and switches of an OPT decoder (Zhang et al., 2022, https://arxiv.org/abs/2205.01068).
 
     The defaults of the switches are those of OPT itself. opt-350m norms after each residual and has a
-    narrow embedding; Galactica has another activation, no biases and no scales in its norms.
+    narrow embedding; Galactica has another activation, and may go without biases and norm scales.
 
     Attributes:
         vocabulary_size: rows of the token embedding.

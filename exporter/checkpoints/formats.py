@@ -6,6 +6,7 @@ from exporter.checkpoints.weight_map import Condition, Source, Target, WeightMap
 from graphs.contract import ModelConfig
 
 _LAYER = "transformer_layer_{layer}"
+_TOKENS = "embeddings/token_embedding/embeddings"
 
 
 # === Conditions: which models have a weight ===
@@ -55,7 +56,7 @@ def _norm(
 
 def _embeddings(tokens: Source, positions: Source) -> tuple[Target, Target]:
     return (
-        Target("embeddings/token_embedding/embeddings", ("vocabulary", "embedding"), (tokens,)),
+        Target(_TOKENS, ("vocabulary", "embedding"), (tokens,)),
         Target("embeddings/position_embedding/embeddings", ("positions", "hidden"), (positions,)),
     )
 
@@ -210,5 +211,5 @@ HUGGING_FACE = WeightMap(
         *_hf_dense("intermediate", "hidden", "inner", f"{_HF_LAYER}.fc1"),
         *_hf_dense("output", "inner", "hidden", f"{_HF_LAYER}.fc2"),
     ),
-    unused=("lm_head.weight",),  # a copy of the token embedding, where they are tied
+    copies=(("lm_head.weight", _TOKENS),),  # where the head is tied
 )

@@ -97,14 +97,19 @@ def open_checkpoint(folder: Path, layout: str) -> TensorReader:
 
 
 def _open_shards(folder: Path, files: WeightFiles) -> ShardedReader:
-    names = _shard_names(folder / files.index)
+    names = shard_names(folder / files.index)
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(f"{folder} lacks the shards {missing} that {files.index} lists")
     return ShardedReader([files.reader(folder / name) for name in names])
 
 
-def _shard_names(index_path: Path) -> list[str]:
+def shard_names(index_path: Path) -> list[str]:
+    """The files that an index of shards lists, each once, in order.
+
+    Raises:
+        CheckpointError: if it is no such index, or names a file outside its folder.
+    """
     try:
         files = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"].values()
     except (ValueError, KeyError, AttributeError, TypeError) as error:

@@ -78,13 +78,14 @@ class WeightMap:
         prefixes: what names may begin with; sources are given without it.
         targets: weights outside the layers.
         layer_targets: weights of each layer.
-        unused: tensors that may be in the file and are not read, where no target takes them.
+        copies: tensors that may be in the file though no target takes them, and the target that
+            they must equal.
     """
 
     prefixes: tuple[str, ...]
     targets: tuple[Target, ...]
     layer_targets: tuple[Target, ...]
-    unused: tuple[str, ...] = ()
+    copies: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,8 @@ def bind_checkpoint(
     """The targets with every source under its name in this checkpoint.
 
     Raises:
-        CheckpointError: naming every missing, mis-shaped and surplus tensor at once.
+        CheckpointError: naming every missing, mis-shaped and surplus tensor at once, or a tensor that
+            should be a copy of another and is not.
     """
     shapes = reader.shapes
     used: set[str] = set()
@@ -229,11 +231,8 @@ def bind_checkpoint(
                 misshaped.append(f"{name} is {shapes[name]}, expected {wanted.shape}")
             sources.append(replace(wanted, name=name))
         bound.append(replace(expected, sources=tuple(sources)))
-    surplus = sorted(
-        name
-        for name in set(shapes) - used
-        if not any(name == p + u for u in weight_map.unused for p in ("", *weight_map.prefixes))
-    )
+    copies = {p + name: of for name, of in weight_map.copies for p in ("", *weight_map.prefixes)}
+    surplus = sorted(set(shapes) - used - set(copies))
     problems = [
         f"{len(names)} {kind}: {_listed(names)}"
         for kind, names in (("missing", missing), ("mis-shaped", misshaped), ("surplus", surplus))
@@ -243,7 +242,26 @@ def bind_checkpoint(
         raise CheckpointError(
             f"the tensors of {origin} do not fit its configuration; {'; '.join(problems)}"
         )
+    sources_of = {target.name: target.sources[0].name for target in bound}
+    for name in sorted(set(copies) & set(shapes) - used):
+        _check_copy(reader, name, sources_of[copies[name]], origin)
     return bound
+
+
+def _check_copy(reader: TensorReader, name: str, original: str, origin: str) -> None:
+    """Whether two tensors have the same values, compared in blocks of rows."""
+    shape = reader.shapes[original]
+    step = max(1, BLOCK_BYTES // (4 * int(np.prod(shape[1:]))))
+    if reader.shapes[name] != shape or not all(
+        np.array_equal(
+            reader.read(name, start, start + step), reader.read(original, start, start + step)
+        )
+        for start in range(0, shape[0], step)
+    ):
+        raise CheckpointError(
+            f"{origin}: {name} is not {original}, which the configuration ties it to; set "
+            "tie_word_embeddings to false in config.json to use it, or take it out of the file"
+        )
 
 
 def _listed(names: list[str], most: int = 100) -> str:

@@ -164,7 +164,10 @@ def _keras_text(folder: Path) -> dict[str, Any]:
 def _keras_sizes(values: dict[str, Any]) -> ModelConfig:
     """Sizes as keras-hub writes them; presets of other OPT models hold their switches too."""
     known = {field.name: values[field.name] for field in fields(ModelConfig) if field.name in values}
-    return ModelConfig.from_dict({"max_sequence_length": 2048, **known})
+    config = ModelConfig.from_dict({"max_sequence_length": 2048, **known})
+    if "layer_norm_epsilon" in config.switches:  # keras-hub's is fixed too
+        raise ValueError(f"layer_norm_epsilon must be 1e-05, got {config.layer_norm_epsilon}")
+    return config
 
 
 def _preprocessor_config(path: Path) -> dict[str, Any]:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.errors import PresetError
-from exporter.presets.table import BUILTIN_PRESETS
+from exporter.presets.hubs.failure import HubFailure
+from exporter.presets.hubs.hugging_face import download_repository
+from exporter.presets.hubs.kaggle import download_model
+from exporter.presets.table import BUILTIN_PRESETS, BuiltinPreset
 
 KAGGLE_PREFIX, HUGGING_FACE_PREFIX = "kaggle://", "hf://"
 
@@ -14,82 +20,153 @@ HANDLE_FORMS = (
     "kaggle://user/model/framework/variation[/version], hf://user/repository[@revision], "
     "or the path of a local folder"
 )
+COPY_HINT = (
+    "Or put a copy into a local folder and give its path as the preset: config.json, the weights and "
+    "the tokenizer's files, as Keras or Hugging Face writes them"
+)
+
+# A revision may hold slashes.
+_KAGGLE = re.compile(rf"{KAGGLE_PREFIX}([^/]+(?:/[^/]+){{3}})(?:/([1-9][0-9]*))?/?")
+_HUGGING_FACE = re.compile(rf"{HUGGING_FACE_PREFIX}([^/@]+/[^/@]+)(?:@([^/].*?))?/?")
+_logger = logging.getLogger(__name__)
 
 
-def resolve_preset(preset: str | Path) -> Path:
+@dataclass(frozen=True)
+class BuiltinHandle:
+    """A name of the table of built-in presets."""
+
+    preset: BuiltinPreset
+
+    @property
+    def name(self) -> str:
+        """What to call the preset."""
+        return self.preset.name
+
+
+@dataclass(frozen=True)
+class KaggleHandle:
+    """A model on Kaggle; `model` is `user/model/framework/variation`."""
+
+    model: str
+    version: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What to call the preset: the variation."""
+        return self.model.rpartition("/")[2]
+
+    def __str__(self) -> str:
+        return f"Kaggle model {self.model}" + (f"/{self.version}" if self.version else "")
+
+
+@dataclass(frozen=True)
+class HuggingFaceHandle:
+    """A repository on Hugging Face, `user/repository`, at a branch, tag, commit or `refs/pr/1`."""
+
+    repository: str
+    revision: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What to call the preset: the repository without its owner."""
+        return self.repository.rpartition("/")[2]
+
+    def __str__(self) -> str:
+        return f"Hugging Face repository {self.repository}" + (
+            f"@{self.revision}" if self.revision else ""
+        )
+
+
+@dataclass(frozen=True)
+class FolderHandle:
+    """A folder on this machine."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """What to call the preset."""
+        return self.folder.name
+
+
+RemoteHandle = KaggleHandle | HuggingFaceHandle
+Handle = BuiltinHandle | RemoteHandle | FolderHandle
+
+
+def parse_handle(preset: str | Path) -> Handle:
+    """Reads what a user names a preset by; looks neither at the disk nor at the network.
+
+    Args:
+        preset: a built-in name, a `kaggle://` or `hf://` handle (a slash at the end does no harm), or
+            the path of a folder.
+
+    Raises:
+        PresetError: if it has the prefix of a hub, and the rest cannot be read.
+    """
+    text = str(preset)
+    if text in BUILTIN_PRESETS:
+        return BuiltinHandle(BUILTIN_PRESETS[text])
+    if text.startswith((KAGGLE_PREFIX, HUGGING_FACE_PREFIX)):
+        return _parse_remote(text)
+    return FolderHandle(Path(preset))
+
+
+def resolve_preset(preset: str | Path, weights: bool = True) -> Path:
     """The local folder of a preset, downloaded into the hub client's cache where it is remote.
+
+    A built-in preset comes from Kaggle, or from Hugging Face where Kaggle does not give it.
 
     Args:
         preset: a built-in name, a `kaggle://` or `hf://` handle, or the path of a folder.
+        weights: whether the weights are needed; without, only configuration and tokenizer are
+            downloaded.
 
     Raises:
         PresetError: if it is none of these, or cannot be downloaded.
     """
-    text = str(preset)
-    builtin = BUILTIN_PRESETS.get(text)
-    if builtin is not None and builtin.folder is not None:
-        return builtin.folder
-    if builtin is not None:
-        return _download_kaggle(text, f"{builtin.kaggle_handle}")
-    if text.startswith(KAGGLE_PREFIX):
-        return _download_kaggle(text, text.removeprefix(KAGGLE_PREFIX))
-    if text.startswith(HUGGING_FACE_PREFIX):
-        return _download_hugging_face(text, text.removeprefix(HUGGING_FACE_PREFIX))
-    folder = Path(preset)
-    if not folder.is_dir():
-        raise PresetError(f"no preset {text!r}; give {HANDLE_FORMS}")
-    return folder
+    handle = parse_handle(preset)
+    if isinstance(handle, FolderHandle):
+        if not handle.folder.is_dir():
+            raise PresetError(f"no preset {str(preset)!r}; give {HANDLE_FORMS}")
+        return handle.folder
+    if isinstance(handle, BuiltinHandle):
+        if handle.preset.folder is not None:
+            return handle.preset.folder
+        named = (handle.preset.kaggle_handle, handle.preset.hugging_face_handle)
+        return _download(str(preset), [_parse_remote(source) for source in named if source], weights)
+    return _download(str(preset), [handle], weights)
 
 
 def preset_name(preset: str) -> str:
     """What to call a preset: a handle's model without its version, or a folder's own name."""
-    if preset.startswith(KAGGLE_PREFIX):
-        return preset.removeprefix(KAGGLE_PREFIX).split("/")[3]
-    if preset.startswith(HUGGING_FACE_PREFIX):
-        return preset.removeprefix(HUGGING_FACE_PREFIX).partition("@")[0].split("/")[1]
-    return Path(preset).name
+    return parse_handle(preset).name
 
 
-def _download_kaggle(preset: str, handle: str) -> Path:
-    if len(handle.split("/")) not in (4, 5) or not all(handle.split("/")):
-        raise PresetError(f"cannot read the handle {preset!r}; give {HANDLE_FORMS}")
-    try:
-        import kagglehub
-    except ImportError:
-        raise PresetError(
-            f"downloading {preset!r} needs kagglehub: pip install 'opt-onnx[export]'"
-        ) from None
-    try:
-        return Path(kagglehub.model_download(handle))
-    except Exception as error:  # the client raises requests', its own and OS errors alike
-        raise _unreachable(preset, f"kaggle.com model {handle}", error) from error
+def _parse_remote(text: str) -> RemoteHandle:
+    if found := _KAGGLE.fullmatch(text):
+        return KaggleHandle(found[1], int(found[2]) if found[2] else None)
+    if found := _HUGGING_FACE.fullmatch(text):
+        return HuggingFaceHandle(found[1], found[2])
+    raise PresetError(f"cannot read the handle {text!r}; give {HANDLE_FORMS}")
 
 
-def _download_hugging_face(preset: str, handle: str) -> Path:
-    repository, _, revision = handle.partition("@")
-    parts = repository.split("/")
-    if len(parts) != 2 or not all(parts) or handle.endswith("@"):
-        raise PresetError(f"cannot read the handle {preset!r}; give {HANDLE_FORMS}")
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise PresetError(
-            f"downloading {preset!r} needs huggingface_hub: pip install 'opt-onnx[export]'"
-        ) from None
-    try:
-        folder = huggingface_hub.snapshot_download(
-            repository,
-            revision=revision or None,
-            allow_patterns=["*.json", "*.txt", "*.safetensors", "*.h5", "assets/*"],
-        )
-    except Exception as error:  # HTTP errors, the client's own and OS errors alike
-        raise _unreachable(preset, f"Hugging Face repository {handle}", error) from error
-    return Path(folder)
+def _download(preset: str, sources: list[RemoteHandle], weights: bool) -> Path:
+    """The folder that the first source gives that gives one."""
+    reasons: list[str] = []
+    cause: HubFailure | None = None
+    for source in sources:
+        try:
+            return _fetch(source, weights)
+        except HubFailure as failure:
+            reasons.append(f"{source}: {failure}")
+            cause = failure
+            if source is not sources[-1]:
+                _logger.warning("%s; trying the next source of %s", reasons[-1], preset)
+    lines = [f"cannot download preset {preset!r}:", *(f"  {reason}" for reason in reasons), COPY_HINT]
+    raise PresetError("\n".join(lines)) from cause
 
 
-def _unreachable(preset: str, what: str, error: Exception) -> PresetError:
-    reason = str(error).strip().splitlines() or [type(error).__name__]
-    return PresetError(
-        f"cannot download preset {preset!r} ({what}): {reason[0]}. "
-        "Check the network and your access, or give the path of a folder that holds a copy"
-    )
+def _fetch(source: RemoteHandle, weights: bool) -> Path:
+    if isinstance(source, KaggleHandle):
+        return download_model(source.model, source.version, weights=weights)
+    return download_repository(source.repository, source.revision, weights=weights)

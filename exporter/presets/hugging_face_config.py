@@ -27,6 +27,7 @@ SWITCHES = {
     "layer_norm_elementwise_affine": "norm_affine",
     "tie_word_embeddings": "tied_head",
 }
+REMOVED_NORM = "_remove_final_layer_norm"
 ACTIVATION_NAMES = {
     "relu": "relu",
     "gelu": "gelu",
@@ -57,20 +58,20 @@ def read_hugging_face_config(config: Mapping[str, Any], origin: str) -> ModelCon
         raise PresetError(f"{origin} holds a {config.get('model_type')!r} model, not 'opt'")
     problems = []
     activation = config.get("activation_function", "relu")
-    if activation not in ACTIVATION_NAMES:
+    if activation not in tuple(ACTIVATION_NAMES):  # which a list can be compared with
         problems.append(
             f"activation_function={activation!r} (supported: {', '.join(ACTIVATION_NAMES)})"
         )
     if config.get("quantization_config") is not None:
         problems.append("quantization_config (supported: weights in float32, float16 or bfloat16)")
-    for name in SWITCHES:
-        if not isinstance(config.get(name, True), bool):
+    for name in (*SWITCHES, REMOVED_NORM):
+        if not isinstance(config.get(name, False), bool):
             problems.append(f"{name}={config[name]!r} (supported: true, false)")
     if problems:
         raise PresetError(f"{origin} has switches that are not supported: {'; '.join(problems)}")
     values = {ours: config[theirs] for theirs, ours in SIZES.items()}
     values |= {ours: config.get(theirs, True) for theirs, ours in SWITCHES.items()}
-    removed = config.get("_remove_final_layer_norm", False)
+    removed = config.get(REMOVED_NORM, False)
     return ModelConfig(
         **values,
         activation=ACTIVATION_NAMES[activation],
@@ -98,7 +99,7 @@ def write_hugging_face_config(config: ModelConfig, dtype: str, dropout: float = 
         **{theirs: getattr(config, ours) for theirs, ours in (SIZES | SWITCHES).items()},
         "word_embed_proj_dim": config.embedding_width,
         "activation_function": _WRITTEN_ACTIVATIONS[config.activation],
-        "_remove_final_layer_norm": config.norm_first and not config.final_norm,
+        REMOVED_NORM: config.norm_first and not config.final_norm,
         "dropout": dropout,
         "attention_dropout": 0.0,
         "layerdrop": 0.0,

@@ -16,7 +16,8 @@ class BuiltinPreset:
         name: as in Keras.
         description: one line for people.
         config: the model's sizes, known ahead of the download.
-        kaggle_handle: `user/model/framework/variation/version` on Kaggle; `None` if it ships here.
+        kaggle_handle: where Keras downloads it from; `None` if it ships here.
+        hugging_face_handle: the alternative source; `None` if it ships here.
         folder: where it ships inside this package, if it does.
     """
 
@@ -24,6 +25,7 @@ class BuiltinPreset:
     description: str
     config: ModelConfig
     kaggle_handle: str | None = None
+    hugging_face_handle: str | None = None
     folder: Path | None = None
 
 
@@ -66,25 +68,29 @@ BUILTIN_PRESETS = {
             "opt_125m_en",
             "12 layers, 125 million",
             _sizes(12, 12, 768),
-            "keras/opt/keras/opt_125m_en/3",
+            "kaggle://keras/opt/keras/opt_125m_en/3",
+            "hf://keras/opt_125m_en",
         ),
         BuiltinPreset(
             "opt_1.3b_en",
             "24 layers, 1.3 billion",
             _sizes(24, 32, 2048),
-            "keras/opt/keras/opt_1.3b_en/3",
+            "kaggle://keras/opt/keras/opt_1.3b_en/3",
+            "hf://keras/opt_1.3b_en",
         ),
         BuiltinPreset(
             "opt_2.7b_en",
             "32 layers, 2.7 billion",
             _sizes(32, 32, 2560),
-            "keras/opt/keras/opt_2.7b_en/3",
+            "kaggle://keras/opt/keras/opt_2.7b_en/3",
+            "hf://keras/opt_2.7b_en",
         ),
         BuiltinPreset(
             "opt_6.7b_en",
             "32 layers, 6.7 billion",
             _sizes(32, 32, 4096),
-            "keras/opt/keras/opt_6.7b_en/3",
+            "kaggle://keras/opt/keras/opt_6.7b_en/3",
+            "hf://keras/opt_6.7b_en",
         ),
     )
 }

@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import json
 import shutil
+from dataclasses import MISSING, fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -100,9 +101,8 @@ def toy_tokenizer(toy_vocabulary, toy_merges):
 
 
 def _backbone_sizes():
-    sizes = TOY.to_dict()
-    del sizes["layer_norm_epsilon"]
-    return sizes
+    sizes = [field.name for field in fields(ModelConfig) if field.default is MISSING]
+    return {name: getattr(TOY, name) for name in sizes}
 
 
 @pytest.fixture(scope="session")
@@ -264,6 +264,7 @@ def write_hf_weights(folder, config, seed=3):
 
     from exporter.checkpoints.formats import HUGGING_FACE
     from exporter.checkpoints.weight_map import bind_names
+    from exporter.presets.hugging_face_config import write_hugging_face_config
 
     generator = np.random.default_rng(seed)
     tensors = {
@@ -273,16 +274,7 @@ def write_hf_weights(folder, config, seed=3):
     }
     Path(folder).mkdir(parents=True, exist_ok=True)
     save_file(tensors, str(Path(folder) / "model.safetensors"))
-    values = {
-        "model_type": "opt",
-        "vocab_size": config.vocabulary_size,
-        "hidden_size": config.hidden_dim,
-        "num_hidden_layers": config.num_layers,
-        "ffn_dim": config.intermediate_dim,
-        "num_attention_heads": config.num_heads,
-        "max_position_embeddings": config.max_sequence_length,
-        "word_embed_proj_dim": config.hidden_dim,
-    }
+    values = write_hugging_face_config(config, "float32")
     Path(folder, "config.json").write_text(json.dumps(values), encoding="utf-8")
     return tensors
 

@@ -2,70 +2,131 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
-from types import ModuleType
 
 import pytest
 
-from exporter import OPTCausalLM
 from exporter.errors import PresetError
-from exporter.presets.handles import resolve_preset
+from exporter.presets import handles
+from exporter.presets.handles import (
+    BuiltinHandle,
+    FolderHandle,
+    HuggingFaceHandle,
+    KaggleHandle,
+    parse_handle,
+    preset_name,
+    resolve_preset,
+)
+from exporter.presets.hubs.failure import HubFailure
 from exporter.presets.table import BUILTIN_PRESETS
 
 FORMS = (
+    "a built-in name (opt_tiny_en, opt_125m_en, opt_1.3b_en, opt_2.7b_en, opt_6.7b_en), ",
     "kaggle://user/model/framework/variation[/version]",
     "hf://user/repository[@revision]",
     "the path of a local folder",
 )
 
 
-@pytest.fixture
-def kaggle(monkeypatch):
-    """A stand-in for kagglehub; its `model_download` records calls."""
-    return stand_in(monkeypatch, "kagglehub", "model_download")
+class Downloads:
+    """Stands in for a hub: records what it is asked for, and gives a folder or fails."""
+
+    def __init__(self, folder):
+        self.calls, self.answer = [], folder
+
+    def __call__(self, *arguments, **options):
+        self.calls.append((*arguments, options["weights"]))
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        return self.answer
 
 
 @pytest.fixture
-def hugging_face(monkeypatch):
-    """A stand-in for huggingface_hub; its `snapshot_download` records calls."""
-    return stand_in(monkeypatch, "huggingface_hub", "snapshot_download")
+def kaggle(monkeypatch, tmp_path):
+    hub = Downloads(tmp_path / "from_kaggle")
+    monkeypatch.setattr(handles, "download_model", hub)
+    return hub
 
 
-def stand_in(monkeypatch, module_name, function_name):
-    module = ModuleType(module_name)
-    module.calls, module.answer = [], None
+@pytest.fixture
+def hugging_face(monkeypatch, tmp_path):
+    hub = Downloads(tmp_path / "from_hugging_face")
+    monkeypatch.setattr(handles, "download_repository", hub)
+    return hub
 
-    def download(*args, **kwargs):
-        module.calls.append((args, kwargs))
-        if isinstance(module.answer, BaseException):
-            raise module.answer
-        return str(module.answer)
 
-    setattr(module, function_name, download)
-    monkeypatch.setitem(sys.modules, module_name, module)
-    return module
+# === Parsing ===
+
+
+@pytest.mark.parametrize(
+    ("text", "handle", "name"),
+    [
+        ("opt_1.3b_en", BuiltinHandle(BUILTIN_PRESETS["opt_1.3b_en"]), "opt_1.3b_en"),
+        ("kaggle://me/opt/keras/mine", KaggleHandle("me/opt/keras/mine"), "mine"),
+        ("kaggle://me/opt/keras/mine/", KaggleHandle("me/opt/keras/mine"), "mine"),
+        ("kaggle://me/opt/keras/mine/12", KaggleHandle("me/opt/keras/mine", 12), "mine"),
+        ("kaggle://me/opt/keras/mine/12/", KaggleHandle("me/opt/keras/mine", 12), "mine"),
+        ("hf://facebook/opt-125m", HuggingFaceHandle("facebook/opt-125m"), "opt-125m"),
+        ("hf://facebook/opt-125m/", HuggingFaceHandle("facebook/opt-125m"), "opt-125m"),
+        ("hf://me/opt@v1.0", HuggingFaceHandle("me/opt", "v1.0"), "opt"),
+        ("hf://me/opt@refs/pr/1", HuggingFaceHandle("me/opt", "refs/pr/1"), "opt"),
+        ("hf://me/opt@refs/pr/1/", HuggingFaceHandle("me/opt", "refs/pr/1"), "opt"),
+    ],
+)
+def test_a_handle_is_read(text, handle, name):
+    assert parse_handle(text) == handle
+    assert preset_name(text) == name
+
+
+def test_a_path_is_a_folder_whether_it_exists_or_not(tmp_path):
+    assert parse_handle(tmp_path / "none") == FolderHandle(tmp_path / "none")
+    assert parse_handle("models/mine/") == parse_handle("models/mine")
+    assert preset_name("models/mine/") == "mine"
+
+
+@pytest.mark.parametrize(
+    "preset",
+    [
+        "kaggle://",
+        "kaggle://me/opt",
+        "kaggle://me/opt/keras",
+        "kaggle://me/opt/keras/mine/4/more",
+        "kaggle://me/opt/keras/mine/latest",
+        "kaggle://me/opt/keras/mine/0",
+        "kaggle://me/opt/keras/mine//",
+        "kaggle://me//keras/mine",
+        "kaggle:///opt/keras/mine",
+        "hf://",
+        "hf://opt-125m",
+        "hf://facebook/opt-125m/more",
+        "hf://facebook/opt-125m@",
+        "hf://facebook/opt-125m@/",
+        "hf://facebook/",
+        "hf:///opt-125m",
+        "hf://@main",
+    ],
+)
+def test_a_bad_handle_is_refused_before_any_download(kaggle, hugging_face, preset):
+    with pytest.raises(PresetError) as raised:
+        resolve_preset(preset)
+    assert str(raised.value).startswith(f"cannot read the handle {preset!r}; give {FORMS[0]}")
+    for form in FORMS:
+        assert form in str(raised.value)
+    assert kaggle.calls == hugging_face.calls == []
 
 
 # === Names and folders ===
 
 
-def test_an_unknown_name_lists_the_known_ones_and_the_forms():
-    with pytest.raises(PresetError) as raised:
-        resolve_preset("opt_13b_en")
-    message = str(raised.value)
-    assert message.startswith("no preset 'opt_13b_en'; give a built-in name (")
-    for name in ("opt_tiny_en", "opt_125m_en", "opt_1.3b_en", "opt_2.7b_en", "opt_6.7b_en"):
-        assert name in message
-    for form in FORMS:
-        assert form in message
-
-
-@pytest.mark.parametrize("preset", ["no/such/folder", "opt_125M_en", "http://host/opt"])
+@pytest.mark.parametrize("preset", ["opt_13b_en", "no/such/folder", "opt_125M_en", "http://host/opt"])
 def test_what_is_neither_a_name_nor_a_folder(tmp_path, monkeypatch, preset):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(PresetError) as raised:
         resolve_preset(preset)
-    assert f"no preset {preset!r}" in str(raised.value)
+    assert str(raised.value).startswith(f"no preset {preset!r}; give {FORMS[0]}")
+    for form in FORMS:
+        assert form in str(raised.value)
 
 
 def test_a_file_is_no_folder(tmp_path):
@@ -78,6 +139,7 @@ def test_a_folder_is_itself(tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     assert resolve_preset(tmp_path / "mine") == tmp_path / "mine"
     assert resolve_preset(str(tmp_path / "mine")) == tmp_path / "mine"
+    assert resolve_preset(f"{tmp_path / 'mine'}/") == tmp_path / "mine"
     monkeypatch.chdir(tmp_path)
     assert resolve_preset("mine").samefile(tmp_path / "mine")
 
@@ -85,158 +147,141 @@ def test_a_folder_is_itself(tmp_path, monkeypatch):
 def test_a_built_in_name_comes_before_a_folder_of_that_name(tmp_path, monkeypatch, kaggle):
     (tmp_path / "opt_125m_en").mkdir()
     monkeypatch.chdir(tmp_path)
-    kaggle.answer = tmp_path / "downloaded"
-    assert resolve_preset("opt_125m_en") == tmp_path / "downloaded"
+    assert resolve_preset("opt_125m_en") == tmp_path / "from_kaggle"
     assert resolve_preset("./opt_125m_en").samefile(tmp_path / "opt_125m_en")
 
 
-def test_the_embedded_preset_is_in_the_package():
+def test_the_embedded_preset_is_in_the_package(kaggle, hugging_face):
     folder = resolve_preset("opt_tiny_en")
     assert folder == BUILTIN_PRESETS["opt_tiny_en"].folder
     assert folder.parent.name == "presets"
+    assert kaggle.calls == hugging_face.calls == []
 
 
-# === Kaggle ===
+# === Hubs ===
 
 
-@pytest.mark.parametrize(
-    ("preset", "handle"),
-    [
-        ("opt_125m_en", "keras/opt/keras/opt_125m_en/3"),
-        ("opt_6.7b_en", "keras/opt/keras/opt_6.7b_en/3"),
-        ("kaggle://me/opt/keras/mine", "me/opt/keras/mine"),
-        ("kaggle://me/opt/keras/mine/4", "me/opt/keras/mine/4"),
-    ],
-)
-def test_a_kaggle_model_is_downloaded(tmp_path, kaggle, preset, handle):
-    kaggle.answer = tmp_path
-    assert resolve_preset(preset) == tmp_path
-    assert kaggle.calls == [((handle,), {})]
+@pytest.mark.parametrize("weights", [True, False])
+def test_each_hub_is_asked_for_what_the_handle_says(kaggle, hugging_face, weights):
+    assert resolve_preset("kaggle://me/opt/keras/mine/4", weights) == kaggle.answer
+    assert resolve_preset("kaggle://me/opt/keras/mine", weights) == kaggle.answer
+    assert kaggle.calls == [
+        ("me/opt/keras/mine", 4, weights),
+        ("me/opt/keras/mine", None, weights),
+    ]
+    assert hugging_face.calls == []
+    assert resolve_preset("hf://me/opt@v2", weights) == hugging_face.answer
+    assert resolve_preset("hf://me/opt", weights) == hugging_face.answer
+    assert hugging_face.calls == [("me/opt", "v2", weights), ("me/opt", None, weights)]
 
 
-@pytest.mark.parametrize(
-    "preset",
-    [
-        "kaggle://",
-        "kaggle://me/opt",
-        "kaggle://me/opt/keras",
-        "kaggle://me/opt/keras/mine/4/more",
-        "kaggle://me//keras/mine",
-        "kaggle:///opt/keras/mine",
-        "kaggle://me/opt/keras/mine/",
-    ],
-)
-def test_a_bad_kaggle_handle_is_refused_before_any_download(kaggle, preset):
-    with pytest.raises(PresetError) as raised:
-        resolve_preset(preset)
-    assert f"cannot read the handle {preset!r}; give a built-in name" in str(raised.value)
-    for form in FORMS:
-        assert form in str(raised.value)
-    assert kaggle.calls == []
-
-
-@pytest.mark.parametrize(
-    "error", [ConnectionError("no route\nsecond line"), OSError("no route"), RuntimeError("no route")]
-)
-def test_a_failed_kaggle_download(kaggle, error):
-    kaggle.answer = error
-    with pytest.raises(PresetError) as raised:
-        resolve_preset("opt_125m_en")
-    assert str(raised.value) == (
-        "cannot download preset 'opt_125m_en' (kaggle.com model keras/opt/keras/opt_125m_en/3): "
-        "no route. Check the network and your access, or give the path of a folder that holds a copy"
-    )
-    assert raised.value.__cause__ is error
-
-
-def test_an_error_without_words_is_named_by_its_kind(kaggle):
-    kaggle.answer = TimeoutError()
-    with pytest.raises(PresetError, match=r"\): TimeoutError\. Check the network"):
-        resolve_preset("kaggle://me/opt/keras/mine")
-
-
-def test_ctrl_c_during_a_download_is_no_preset_error(kaggle):
-    kaggle.answer = KeyboardInterrupt()
-    with pytest.raises(KeyboardInterrupt):
-        resolve_preset("opt_125m_en")
-
-
-def test_without_kagglehub(monkeypatch):
-    monkeypatch.setitem(sys.modules, "kagglehub", None)
-    with pytest.raises(PresetError, match=r"downloading 'opt_125m_en' needs kagglehub: pip install"):
-        resolve_preset("opt_125m_en")
-
-
-# === Hugging Face ===
-
-
-@pytest.mark.parametrize(
-    ("preset", "repository", "revision"),
-    [
-        ("hf://facebook/opt-125m", "facebook/opt-125m", None),
-        ("hf://facebook/opt-125m@main", "facebook/opt-125m", "main"),
-        ("hf://facebook/opt-125m@refs/pr/3", "facebook/opt-125m", "refs/pr/3"),
-    ],
-)
-def test_a_hugging_face_repository_is_downloaded(tmp_path, hugging_face, preset, repository, revision):
-    hugging_face.answer = tmp_path
-    assert resolve_preset(preset) == tmp_path
-    ((args, options),) = hugging_face.calls
-    assert args == (repository,)
-    assert options["revision"] == revision
-    # No pickled weights: they are not read, and loading them would run code.
-    assert not [p for p in options["allow_patterns"] if "bin" in p or "pt" in p or "pkl" in p]
-    assert {"*.json", "*.txt", "*.safetensors", "*.h5"} <= set(options["allow_patterns"])
-
-
-@pytest.mark.parametrize(
-    "preset",
-    [
-        "hf://",
-        "hf://opt-125m",
-        "hf://facebook/opt-125m/more",
-        "hf://facebook/opt-125m@",
-        "hf://facebook/",
-        "hf:///opt-125m",
-        "hf://@main",
-    ],
-)
-def test_a_bad_hugging_face_handle_is_refused_before_any_download(hugging_face, preset):
-    with pytest.raises(PresetError) as raised:
-        resolve_preset(preset)
-    assert f"cannot read the handle {preset!r}; give a built-in name" in str(raised.value)
+@pytest.mark.parametrize("name", ["opt_125m_en", "opt_1.3b_en", "opt_2.7b_en", "opt_6.7b_en"])
+def test_a_built_in_preset_comes_from_kaggle(kaggle, hugging_face, name):
+    assert resolve_preset(name) == kaggle.answer
+    assert kaggle.calls == [(f"keras/opt/keras/{name}", 3, True)]
     assert hugging_face.calls == []
 
 
-def test_a_failed_hugging_face_download(hugging_face):
-    hugging_face.answer = ValueError("401 Client Error\nRepository not found")
+@pytest.mark.parametrize("name", ["opt_125m_en", "opt_1.3b_en", "opt_2.7b_en", "opt_6.7b_en"])
+def test_a_built_in_preset_comes_from_hugging_face_otherwise(kaggle, hugging_face, caplog, name):
+    kaggle.answer = HubFailure("no route")
+    assert resolve_preset(name, weights=False) == hugging_face.answer
+    assert hugging_face.calls == [(f"keras/{name}", None, False)]
+    assert caplog.messages == [
+        f"Kaggle model keras/opt/keras/{name}/3: no route; trying the next source of {name}"
+    ]
+
+
+def test_a_built_in_preset_that_no_hub_gives(kaggle, hugging_face):
+    kaggle.answer, hugging_face.answer = HubFailure("no route"), HubFailure("a token is needed")
     with pytest.raises(PresetError) as raised:
-        resolve_preset("hf://facebook/opt-9b@v2")
-    assert str(raised.value) == (
-        "cannot download preset 'hf://facebook/opt-9b@v2' (Hugging Face repository "
-        "facebook/opt-9b@v2): 401 Client Error. Check the network and your access, or give the "
-        "path of a folder that holds a copy"
+        resolve_preset("opt_125m_en")
+    assert str(raised.value).splitlines() == [
+        "cannot download preset 'opt_125m_en':",
+        "  Kaggle model keras/opt/keras/opt_125m_en/3: no route",
+        "  Hugging Face repository keras/opt_125m_en: a token is needed",
+        "Or put a copy into a local folder and give its path as the preset: config.json, the weights "
+        "and the tokenizer's files, as Keras or Hugging Face writes them",
+    ]
+    assert raised.value.__cause__ is hugging_face.answer
+
+
+def test_a_handle_has_one_source(kaggle, hugging_face):
+    kaggle.answer = HubFailure("no route")
+    with pytest.raises(PresetError) as raised:
+        resolve_preset("kaggle://me/opt/keras/mine")
+    lines = str(raised.value).splitlines()
+    assert lines[:2] == [
+        "cannot download preset 'kaggle://me/opt/keras/mine':",
+        "  Kaggle model me/opt/keras/mine: no route",
+    ]
+    assert len(lines) == 3
+    assert hugging_face.calls == []
+
+
+def test_without_the_clients(monkeypatch):
+    for module in ("kagglehub", "huggingface_hub"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(PresetError) as raised:
+        resolve_preset("opt_125m_en")
+    lines = str(raised.value).splitlines()
+    assert lines[1].endswith(": kagglehub is not installed: pip install 'opt-onnx[export]'")
+    assert lines[2].endswith(": huggingface_hub is not installed: pip install 'opt-onnx[export]'")
+
+
+def test_ctrl_c_is_no_failure_of_a_source(monkeypatch, hugging_face):
+    import kagglehub
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(kagglehub, "model_download", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        resolve_preset("opt_125m_en")
+    assert hugging_face.calls == []
+
+
+def test_reading_a_handle_loads_no_framework_and_no_client(repository):
+    heavy = "'keras', 'tensorflow', 'h5py', 'kagglehub', 'huggingface_hub', 'requests'"
+    code = f"import sys, exporter.presets.handles; print({{{heavy}}} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True
     )
+    assert done.stdout == "set()\n"
 
 
-def test_without_huggingface_hub(monkeypatch):
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(PresetError, match="needs huggingface_hub: pip install"):
-        resolve_preset("hf://facebook/opt-125m")
-
-
-# === Used as presets ===
-
-
-def test_a_downloaded_folder_loads(hugging_face, kaggle, toy_preset, toy_model, padded_tokens):
-    hugging_face.answer = kaggle.answer = toy_preset
-    for preset in ("hf://me/toy", "kaggle://me/opt/keras/toy"):
-        model = OPTCausalLM.from_preset(preset)
-        assert abs(model(padded_tokens) - toy_model(padded_tokens)).numpy().max() == 0
+# === The hubs themselves ===
 
 
 @pytest.mark.network
 @pytest.mark.slow
-def test_the_smallest_published_preset_loads():
-    model = OPTCausalLM.from_preset("opt_125m_en", load_weights=False)
+@pytest.mark.parametrize("preset", ["opt_125m_en", "hf://keras/opt_125m_en", "hf://facebook/opt-125m"])
+def test_the_smallest_published_preset_loads_without_weights(preset):
+    from exporter import OPTCausalLM
+
+    model = OPTCausalLM.from_preset(preset, load_weights=False)
     assert model.backbone.count_params() == 125_237_760
+    assert model.preprocessor.tokenizer.vocabulary_size() >= 50265
+
+
+@pytest.mark.network
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["opt_125m_en", "hf://facebook/opt-125m"])
+def test_the_smallest_published_preset_writes_what_it_is_known_to_write(preset):
+    """The texts are those of the tests of transformers (`OPTGenerationTest`)."""
+    from exporter import OPTCausalLM
+
+    model = OPTCausalLM.from_preset(preset)
+    model.compile(sampler="greedy")
+    prompts = [
+        "Today is a beautiful day and I want",
+        "In the city of",
+        "Paris is the capital of France and",
+        "Computers and mobile phones have taken",
+    ]
+    assert model.generate(prompts, max_length=10) == [
+        "Today is a beautiful day and I want to",
+        "In the city of New York, the city",
+        "Paris is the capital of France and the capital",
+        "Computers and mobile phones have taken over the",
+    ]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
+import tokenizers
 
 from exporter import OPTBackbone, OPTCausalLM, OPTCausalLMPreprocessor, OPTTokenizer
 from exporter.errors import CheckpointError, PresetError
@@ -78,8 +80,8 @@ def test_a_keras_configuration(tmp_path, toy_config, toy_vocabulary, toy_merges)
     assert preset.sequence_length == 48
     assert preset.add_start_token is False
     assert preset.add_end_token is False
-    assert preset.vocabulary == toy_vocabulary
-    assert preset.merges == toy_merges
+    assert tokenizer_of(preset).vocabulary == toy_vocabulary
+    assert tokenizer_of(preset).merges == toy_merges
 
 
 def test_an_older_keras_nlp_preset(tmp_path, toy_config, toy_vocabulary, toy_merges):
@@ -93,7 +95,7 @@ def test_an_older_keras_nlp_preset(tmp_path, toy_config, toy_vocabulary, toy_mer
     assert preset.sequence_length == 1024
     assert preset.add_start_token is True
     assert preset.add_end_token is True
-    assert preset.vocabulary == toy_vocabulary
+    assert tokenizer_of(preset).vocabulary == toy_vocabulary
 
 
 def test_without_a_number_of_positions_a_keras_preset_has_2048(tmp_path):
@@ -134,8 +136,7 @@ def test_a_keras_preset_without_a_tokenizer(toy_preset, tmp_path, padded_tokens)
     folder = tmp_path / "bare"
     shutil.copytree(toy_preset, folder)
     shutil.rmtree(folder / "assets")
-    assert read_preset(folder).vocabulary is None
-    assert read_preset(folder).merges is None
+    assert read_preset(folder).tokenizer_files is None
     model = OPTCausalLM.from_preset(str(folder))
     assert model.preprocessor is None
     assert model(padded_tokens).shape == (3, 20, 288)
@@ -159,8 +160,8 @@ def test_a_preset_as_keras_hub_writes_it(hub_preset, toy_config, toy_vocabulary,
     assert preset.dtype == "float32"
     assert preset.dropout == 0.0
     assert preset.sequence_length == 32
-    assert preset.vocabulary == toy_vocabulary
-    assert Tokenizer(preset.vocabulary, preset.merges).merges == toy_merges
+    assert tokenizer_of(preset).vocabulary == toy_vocabulary
+    assert tokenizer_of(preset).merges == toy_merges
 
 
 # === Hugging Face ===
@@ -177,8 +178,8 @@ def test_a_hugging_face_configuration(tmp_path, toy_config, toy_vocabulary, toy_
     assert preset.dropout == 0.3
     assert preset.dtype == "float32"
     assert preset.sequence_length == 64  # no longer than the model
-    assert preset.vocabulary == toy_vocabulary
-    assert Tokenizer(preset.vocabulary, preset.merges).merges == toy_merges
+    assert tokenizer_of(preset).vocabulary == toy_vocabulary
+    assert tokenizer_of(preset).merges == toy_merges
 
 
 def test_a_long_hugging_face_model_has_the_default_sequence_length(tmp_path):
@@ -187,50 +188,53 @@ def test_a_long_hugging_face_model_has_the_default_sequence_length(tmp_path):
     assert preset.sequence_length == 1024
 
 
-def test_all_unsupported_switches_are_named(tmp_path):
-    switches = {
-        "do_layer_norm_before": False,
-        "_remove_final_layer_norm": True,
-        "activation_function": "gelu",
-        "enable_bias": False,
-        "layer_norm_elementwise_affine": False,
-        "tie_word_embeddings": False,
-        "word_embed_proj_dim": 16,
-    }
+def test_a_hugging_face_folder_with_switches(tmp_path, toy_config):
+    """All of them: test_hugging_face_config.py."""
+    switches = {"activation_function": "gelu", "enable_bias": False, "word_embed_proj_dim": 16}
+    preset = read_preset(write(tmp_path, {**HF_CONFIG, **switches}))
+    assert preset.config == replace(toy_config, activation="gelu", use_bias=False, embedding_dim=16)
+
+
+def test_unsupported_switches_are_named_with_the_folder(tmp_path):
+    values = {**HF_CONFIG, "activation_function": "tanh", "enable_bias": "no"}
     with pytest.raises(PresetError) as raised:
-        read_preset(write(tmp_path, {**HF_CONFIG, **switches}))
-    assert str(raised.value) == (
-        f"{tmp_path} has switches that are not supported: "
-        "do_layer_norm_before=False (needs True), "
-        "_remove_final_layer_norm=True (needs False), "
-        "activation_function='gelu' (needs 'relu'), "
-        "enable_bias=False (needs True), "
-        "layer_norm_elementwise_affine=False (needs True), "
-        "tie_word_embeddings=False (needs True), "
-        "word_embed_proj_dim=16 (needs 32)"
-    )
+        read_preset(write(tmp_path, values))
+    assert str(raised.value).startswith(f"{tmp_path} has switches that are not supported: ")
+    assert "activation_function='tanh'" in str(raised.value)
+    assert "enable_bias='no'" in str(raised.value)
 
 
-def test_switches_at_their_supported_values_are_fine(tmp_path, toy_config):
-    values = {
-        "do_layer_norm_before": True,
-        "_remove_final_layer_norm": False,
-        "activation_function": "relu",
-        "enable_bias": True,
-        "layer_norm_elementwise_affine": True,
-        "tie_word_embeddings": True,
-    }
-    assert read_preset(write(tmp_path, {**HF_CONFIG, **values})).config == toy_config
+def test_a_keras_preset_with_switches(tmp_path, toy_config):
+    """As this project writes the models that keras-hub does not have."""
+    switches = {"embedding_dim": 16, "activation": "silu", "norm_first": False, "tied_head": False}
+    preset = read_preset(write(tmp_path, keras_config(**switches)))
+    assert preset.config == replace(toy_config, **switches)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"activation": "tanh"}, "activation must be one of relu, gelu, gelu_tanh, silu; got 'tanh'"),
+        ({"use_bias": 1}, "use_bias must be true or false, got 1"),
+        ({"embedding_dim": 0}, "embedding_dim must be a whole number of at least 1, got 0"),
+    ],
+)
+def test_bad_switches_of_a_keras_preset(tmp_path, values, message):
+    with pytest.raises(PresetError) as raised:
+        read_preset(write(tmp_path, keras_config(**values)))
+    assert str(raised.value) == f"{tmp_path / 'config.json'}: {message}"
 
 
 def test_a_hugging_face_folder_without_a_tokenizer(plain_hf_folder):
-    assert read_preset(plain_hf_folder).vocabulary is None
+    assert read_preset(plain_hf_folder).tokenizer_files is None
     assert OPTCausalLM.from_preset(str(plain_hf_folder)).preprocessor is None
 
 
-def fast_tokenizer(vocabulary, merges):
-    import tokenizers
+def tokenizer_of(preset):
+    return Tokenizer.from_files(preset.tokenizer_files)
 
+
+def fast_tokenizer(vocabulary, merges):
     pairs = [tuple(rule.split(" ")) for rule in merges]
     fast = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=pairs))
     fast.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -241,12 +245,15 @@ def test_a_tokenizer_json_alone_will_do(tmp_path, toy_vocabulary, toy_merges, to
     write(tmp_path, HF_CONFIG)
     fast = fast_tokenizer(toy_vocabulary, toy_merges)
     fast.add_special_tokens(["</s>", "<pad>"])
+    fast.post_processor = tokenizers.processors.TemplateProcessing(
+        single="</s> $A", special_tokens=[("</s>", fast.token_to_id("</s>"))]
+    )
     fast.save(str(tmp_path / "tokenizer.json"))
     preset = read_preset(tmp_path)
-    assert preset.vocabulary == toy_vocabulary
-    assert preset.merges == toy_merges
+    assert tokenizer_of(preset).vocabulary == toy_vocabulary
+    assert tokenizer_of(preset).merges == toy_merges
     text = " the quick brown fox\n\nimport"
-    assert Tokenizer(preset.vocabulary, preset.merges).encode(text) == toy_tokenizer.encode(text)
+    assert tokenizer_of(preset).encode(text) == toy_tokenizer.encode(text)
 
 
 def test_tokens_added_to_a_tokenizer_json_join_the_vocabulary(tmp_path, toy_vocabulary, toy_merges):
@@ -255,15 +262,17 @@ def test_tokens_added_to_a_tokenizer_json_join_the_vocabulary(tmp_path, toy_voca
     fast = fast_tokenizer(kept, toy_merges)
     fast.add_special_tokens(["<pad>", "</s>"])
     fast.save(str(tmp_path / "tokenizer.json"))
-    vocabulary = read_preset(tmp_path).vocabulary
+    vocabulary = tokenizer_of(read_preset(tmp_path)).vocabulary
     assert vocabulary == {**kept, **{t: fast.token_to_id(t) for t in ("<pad>", "</s>")}}
 
 
 def test_merges_written_as_strings_are_read_too(tmp_path, toy_vocabulary, toy_merges):
     write(tmp_path, HF_CONFIG)
     model = {"type": "BPE", "vocab": toy_vocabulary, "merges": toy_merges}
-    write(tmp_path, {"model": model, "added_tokens": []}, "tokenizer.json")
-    assert read_preset(tmp_path).merges == toy_merges
+    split = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    fast = {"model": model, "pre_tokenizer": split, "added_tokens": []}
+    write(tmp_path, fast, "tokenizer.json")
+    assert tokenizer_of(read_preset(tmp_path)).merges == toy_merges
 
 
 @pytest.mark.parametrize(
@@ -300,7 +309,7 @@ def test_a_folder_whose_tokenizer_transformers_wrote(
     )
     theirs.save_pretrained(tmp_path)
     preset = read_preset(tmp_path)
-    ours = Tokenizer(preset.vocabulary, preset.merges)
+    ours = tokenizer_of(preset)
     assert ours.special_token_ids == toy_tokenizer.special_token_ids
     text = " the quick brown</s> fox<pad>\n\nimport  9é"
     assert ours.encode(text) == toy_tokenizer.encode(text) == theirs(text)["input_ids"]
@@ -311,8 +320,8 @@ def test_a_folder_as_transformers_writes_it(hf_folder, toy_config, toy_vocabular
     preset = read_preset(hf_folder)
     assert preset.format == "huggingface"
     assert preset.config == toy_config
-    assert preset.vocabulary == toy_vocabulary
-    assert Tokenizer(preset.vocabulary, preset.merges).merges == toy_merges
+    assert tokenizer_of(preset).vocabulary == toy_vocabulary
+    assert tokenizer_of(preset).merges == toy_merges
 
 
 # === What cannot be used ===
@@ -364,12 +373,16 @@ def test_another_hugging_face_model(tmp_path, model_type):
         read_preset(write(tmp_path, config))
 
 
-@pytest.mark.parametrize("name", ["vocabulary_size", "num_layers", "hidden_dim"])
-def test_a_missing_keras_value_is_named(tmp_path, name):
+@pytest.mark.parametrize("names", [["vocabulary_size"], ["num_layers"], ["hidden_dim", "num_heads"]])
+def test_missing_keras_values_are_named(tmp_path, names):
     config = keras_config()
-    del config["config"][name]
-    with pytest.raises(PresetError, match=f"lacks the value '{name}'"):
+    for name in names:
+        del config["config"][name]
+    with pytest.raises(PresetError) as raised:
         read_preset(write(tmp_path, config))
+    assert str(raised.value) == (
+        f"{tmp_path / 'config.json'}: model configuration: unknown names [], missing {names}"
+    )
 
 
 @pytest.mark.parametrize("name", ["vocab_size", "ffn_dim", "hidden_size"])
@@ -386,6 +399,7 @@ def test_a_missing_hugging_face_value_is_named(tmp_path, name):
         ({"num_layers": 0}, "num_layers must be a whole number of at least 1, got 0"),
         ({"hidden_dim": "32"}, "hidden_dim must be a whole number of at least 1, got '32'"),
         ({"vocabulary_size": 288.0}, "vocabulary_size must be a whole number .* got 288.0"),
+        ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon must be 1e-05, got 1e-06"),
     ],
 )
 def test_bad_sizes(tmp_path, values, message):

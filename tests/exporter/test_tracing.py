@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
+
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
+from exporter import OPTBackbone
 from exporter.tracing import build_weightless_backbone, trace, weight_shapes
 from graphs.contract import ModelConfig, Phase, graph_inputs, graph_outputs
 
 
+@pytest.fixture(scope="module", params=["opt", "switches"])
+def config(request, toy_config):
+    """OPT itself, and a model that has every switch another way."""
+    if request.param == "opt":
+        return toy_config
+    return replace(
+        toy_config,
+        embedding_dim=16,
+        activation="gelu",
+        norm_first=False,
+        final_norm=False,
+        use_bias=False,
+        norm_affine=False,
+        tied_head=False,
+    )
+
+
 @pytest.fixture(scope="module")
-def backbone(toy_config):
-    return build_weightless_backbone(toy_config)
+def backbone(config):
+    return build_weightless_backbone(config)
 
 
 @pytest.fixture(scope="module", params=list(Phase), ids=str)
@@ -33,7 +55,8 @@ def described(values):
 
 
 def test_no_variable_has_a_value(backbone):
-    assert len(backbone.variables) == 4 + 12 * backbone.num_layers
+    is_opt = not backbone.model_config.switches
+    assert len(backbone.variables) == (4 + 12 * 2 if is_opt else 5 + 4 * 2)
     for variable in backbone.variables:
         assert variable._value is None, variable.path
 
@@ -53,16 +76,31 @@ def test_a_model_that_no_machine_could_hold_can_be_built():
     assert sum(int(np.prod(s, dtype=object)) for s in shapes.values()) == config.num_parameters
 
 
-def test_weight_shapes_are_those_of_a_real_backbone(backbone, toy_model, toy_config):
+def test_every_combination_of_switches_has_the_parameters_that_keras_counts():
+    flags = ("final_norm", "use_bias", "norm_affine", "tied_head")
+    for width in (None, 16, 48):
+        for values in itertools.product([True, False], repeat=len(flags)):
+            switches = dict(zip(flags, values, strict=True))
+            config = ModelConfig(30, 1, 4, 32, 64, 8, embedding_dim=width, **switches)
+            backbone = build_weightless_backbone(config)
+            assert backbone.count_params() == config.num_parameters, config.switches
+
+
+def test_weight_shapes_are_those_of_a_real_backbone(backbone, config):
     shapes = weight_shapes(backbone)
-    assert shapes == {v.path: tuple(v.shape) for v in toy_model.backbone.variables}
-    assert sum(int(np.prod(shape)) for shape in shapes.values()) == toy_config.num_parameters
+    real = OPTBackbone.from_sizes(config, dropout=0.0)
+    assert shapes == {v.path: tuple(v.shape) for v in real.variables}
+    assert sum(int(np.prod(shape)) for shape in shapes.values()) == config.num_parameters
 
 
-def test_inputs_and_outputs_are_the_contract_s(program, phase, toy_config):
+def test_the_program_knows_its_model(program, config):
+    assert program.config == config
+
+
+def test_inputs_and_outputs_are_the_contract_s(program, phase, config):
     for values, specs in (
-        (program.graph.inputs, graph_inputs(toy_config, phase)),
-        (program.graph.outputs, graph_outputs(toy_config, phase)),
+        (program.graph.inputs, graph_inputs(config, phase)),
+        (program.graph.outputs, graph_outputs(config, phase)),
     ):
         assert described(values) == [(s.name, s.dtype, s.shape) for s in specs]
 
@@ -90,6 +128,21 @@ def test_no_constant_is_as_large_as_a_weight(program):
 def test_standard_operators_only(program):
     assert program.model.opset_imports[""] == 18
     assert {node.domain for node in program.graph} == {""}
+    for op_type in {node.op_type for node in program.graph}:
+        assert not onnx.defs.get_schema(op_type, 18, "").deprecated, op_type
+
+
+@pytest.mark.parametrize(
+    ("activation", "operator"),
+    [("relu", "Relu"), ("gelu", "Erf"), ("gelu_tanh", "Tanh"), ("silu", "Sigmoid")],
+)
+def test_each_activation_is_in_standard_operators(activation, operator):
+    config = ModelConfig(23, 1, 3, 15, 7, 11, activation=activation)
+    program = trace(build_weightless_backbone(config), Phase.DECODE)
+    found = {node.op_type for node in program.graph}
+    assert found & {"Relu", "Erf", "Tanh", "Sigmoid"} == {operator}
+    for op_type in found:
+        assert onnx.defs.has(op_type, 18, ""), op_type
 
 
 def test_tracing_leaves_the_backbone_without_values(program, backbone):

@@ -172,7 +172,7 @@ def test_a_bundle_that_does_not_run_is_caught(toy_preset, tmp_path, monkeypatch)
 
 
 def test_a_pass_that_no_longer_matches_is_an_error(toy_preset, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "rewrite", lambda program: {"fuse_layer_norm": 4, "fuse_tied_head": 1})
+    monkeypatch.setattr(export, "rewrite", lambda program: {"fuse_layer_norm": 4, "fuse_head": 1})
     line = fails("--preset", toy_preset, "--output", tmp_path / "b")
     assert line.startswith("the prefill graph was rewritten as {'fuse_layer_norm': 4, ")
     assert list(tmp_path.iterdir()) == []

@@ -14,15 +14,16 @@ from safetensors.numpy import load_file, save_file
 
 from exporter.checkpoints import weight_map as weight_maps
 from exporter.checkpoints.formats import HUGGING_FACE, KERAS_PRESET
-from exporter.checkpoints.readers import H5Reader, SafetensorsReader
+from exporter.checkpoints.h5_file import H5Reader
+from exporter.checkpoints.safetensors_file import SafetensorsReader
 from exporter.checkpoints.weight_map import bind_checkpoint, bind_names
 from exporter.errors import CheckpointError
 from exporter.presets.folder import read_preset
 from exporter.tracing import build_weightless_backbone, weight_shapes
 from exporter.weights import CheckpointWeights, read_weight
 from graphs.contract import ModelConfig
+from tests.exporter.weight_map_helpers import FORMATS, DictReader, random_reader, random_weights
 
-FORMATS = {"keras": KERAS_PRESET, "huggingface": HUGGING_FACE}
 BIG = ModelConfig(
     vocabulary_size=50272,
     num_layers=3,
@@ -31,42 +32,6 @@ BIG = ModelConfig(
     intermediate_dim=3072,
     max_sequence_length=2048,
 )
-
-
-class DictReader:
-    """A `TensorReader` over arrays in memory."""
-
-    def __init__(self, tensors):
-        self.tensors = tensors
-        self.reads = []
-
-    @property
-    def shapes(self):
-        return {name: value.shape for name, value in self.tensors.items()}
-
-    def read(self, name, start=0, stop=None):
-        self.reads.append((name, start, stop))
-        return self.tensors[name][start:stop]
-
-    def close(self):
-        pass
-
-
-def random_weights(targets, seed=0):
-    generator = np.random.default_rng(seed)
-    return {t.name: generator.normal(size=t.shape).astype(np.float32) for t in targets}
-
-
-def random_reader(weight_map, config, seed=0):
-    """Random tensors in a format's names and shapes, padding rows not zero."""
-    generator = np.random.default_rng(seed)
-    return DictReader(
-        {
-            source.name: generator.normal(size=source.shape).astype(np.float32)
-            for target in bind_names(weight_map, config)
-            for source in target.sources
-        }
-    )
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterator
@@ -112,6 +113,23 @@ def test_without_a_tokenizer(tmp_path: Path) -> None:
     assert [file.name for file in manifest.files] == ["prefill.onnx", "decode.onnx", "weights.bin"]
 
 
+def test_a_model_from_before_the_switches(tmp_path: Path) -> None:
+    manifest = values()
+    sizes = {name: manifest["model"][name] for name in list(manifest["model"])[:7]}
+    assert list(sizes)[-1] == "layer_norm_epsilon"
+    assert read(tmp_path, {**manifest, "model": sizes}) == MANIFEST
+
+
+def test_a_model_with_switches(tmp_path: Path) -> None:
+    model = dataclasses.replace(
+        MANIFEST.model, embedding_dim=16, activation="gelu", norm_first=False, use_bias=False
+    )
+    manifest = dataclasses.replace(MANIFEST, model=model)
+    manifest.write(tmp_path)
+    assert read_manifest(tmp_path) == manifest
+    assert read_manifest(tmp_path).model.switches == model.switches
+
+
 def test_files_and_their_size() -> None:
     names = ["prefill.onnx", "decode.onnx", "weights.bin", "vocabulary.json", "merges.txt"]
     assert [file.name for file in MANIFEST.files] == names
@@ -144,6 +162,15 @@ BAD: list[tuple[str, Any, str]] = [
     ("model.num_layers", 0, "num_layers must be a whole number of at least 1, got 0"),
     ("model.num_layers", True, "num_layers must be a whole number of at least 1, got True"),
     ("model.rope", 1, r"unknown names \['rope'\]"),
+    ("model.activation", "tanh", "activation must be one of relu, gelu, gelu_tanh, silu; got 'tanh'"),
+    ("model.activation", None, "activation must be one of"),
+    ("model.activation", {}, "activation must be one of"),
+    ("model.embedding_dim", 0, "embedding_dim must be a whole number of at least 1, got 0"),
+    *(
+        (f"model.{name}", value, f"{name} must be true or false, got {value!r}")
+        for name in ("norm_first", "final_norm", "use_bias", "norm_affine", "tied_head")
+        for value in (1, None, "false")
+    ),
     ("generation", ..., "lacks the value 'generation'"),
     ("generation", 5, "is not valid"),
     ("generation.max_length", ..., "is not valid: .*max_length"),
