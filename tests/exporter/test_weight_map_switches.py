@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from exporter.checkpoints import weight_map
+from exporter.checkpoints import weight_map as weight_map_module
 from exporter.checkpoints.formats import HUGGING_FACE, KERAS_PRESET
 from exporter.checkpoints.weight_map import bind_checkpoint, bind_names
 from exporter.errors import CheckpointError
@@ -167,7 +167,7 @@ def test_a_tied_model_may_have_the_copy(width):
 
 @pytest.mark.parametrize("row", [0, 7, 10])
 def test_a_tied_model_whose_head_is_another_table_is_refused(row, monkeypatch):
-    monkeypatch.setattr(weight_map, "BLOCK_BYTES", 100)  # four rows of six
+    monkeypatch.setattr(weight_map_module, "BLOCK_BYTES", 100)  # four rows of six
     reader = random_reader(HUGGING_FACE, SMALL)
     head = reader.tensors[f"{DECODER}embed_tokens.weight"].copy()
     head[row, 3] += 1
