@@ -10,6 +10,7 @@ import numpy as np
 from exporter.checkpoints.weight_map import BLOCK_BYTES
 from exporter.opt.backbone import OPTBackbone
 from exporter.opt.keras_backend import keras
+from exporter.opt.lora import adapted_layers, low_rank_variables
 from exporter.presets.folder import PresetFolder
 
 
@@ -47,17 +48,26 @@ class CheckpointWeights:
 
 
 class LiveWeights:
-    """The weights of a Keras backbone as they are now."""
+    """The weights of a Keras backbone as they are now, LoRA pairs merged into their matrices."""
 
     def __init__(self, backbone: OPTBackbone) -> None:
-        self._variables = {variable.path: variable for variable in backbone.variables}
+        self._adapted = adapted_layers(backbone)
+        pairs = {id(variable) for variable in low_rank_variables(backbone).values()}
+        self._variables = {v.path: v for v in backbone.weights if id(v) not in pairs}
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(variable.shape) for name, variable in self._variables.items()}
 
+    def value(self, name: str) -> np.ndarray:
+        """A whole weight in the dtype of its variable."""
+        variable = self._variables[name]
+        if name in self._adapted:
+            return self._adapted[name].merged_kernel().astype(variable.dtype)
+        return keras.ops.convert_to_numpy(variable.value)
+
     def blocks(self, name: str) -> Iterator[np.ndarray]:
-        values = keras.ops.convert_to_numpy(self._variables[name].value)
+        values = self.value(name)
         step = max(1, BLOCK_BYTES // max(1, values[:1].nbytes))
         for start in range(0, len(values), step):
             yield np.ascontiguousarray(values[start : start + step], np.float32)

@@ -33,8 +33,8 @@ class CausalLM(keras.Model):
         Args:
             preset: a built-in preset name, a `kaggle://` or `hf://` handle, or the path of a folder.
             load_weights: if `False`, the weights stay randomly initialized.
-            **kwargs: `preprocessor`, `None` to go without; `name` and `trainable` of the model; values
-                of the backbone's configuration, `dtype="bfloat16"` say.
+            **kwargs: `preprocessor`, `None` to go without; `name`, `trainable` and `compile` of the
+                model; values of the backbone's configuration, `dtype="bfloat16"` say.
 
         Raises:
             PresetError: if there is no such preset or it has no OPT model.
@@ -255,6 +255,23 @@ class CausalLM(keras.Model):
         """Yields the text of one prompt piece by piece; see `runtime.Generator.stream`."""
         return self._generator().stream(prompt, **options)
 
+    def summary(
+        self,
+        line_length: int | None = None,
+        positions: Any = None,
+        print_fn: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """`keras.Model.summary`, after what turns text into tokens where there is a preprocessor."""
+        if self.preprocessor is not None:
+            tokenizer = self.preprocessor.tokenizer
+            size = f"{tokenizer.vocabulary_size():,}"
+            (print_fn or print)(
+                f'Preprocessor: "{self.preprocessor.name}"\n'
+                f" {tokenizer.name} ({type(tokenizer).__name__}), vocabulary size: {size}"
+            )
+        super().summary(line_length=line_length, positions=positions, print_fn=print_fn, **kwargs)
+
 
 @keras.saving.register_keras_serializable(package="opt_onnx")
 class OPTCausalLM(CausalLM):
@@ -267,6 +284,7 @@ class OPTCausalLM(CausalLM):
     Args:
         backbone: an `OPTBackbone`.
         preprocessor: an `OPTCausalLMPreprocessor` or `None`.
+        compile: whether to compile with the defaults; without, `fit` asks for it.
 
     Call arguments:
         a dictionary of `token_ids` and `padding_mask` [batch, sequence]. Returns the logits
@@ -280,6 +298,8 @@ class OPTCausalLM(CausalLM):
         self,
         backbone: OPTBackbone,
         preprocessor: OPTCausalLMPreprocessor | None = None,
+        *,
+        compile: bool = True,
         **kwargs: Any,
     ) -> None:
         # === Functional Model ===
@@ -294,7 +314,9 @@ class OPTCausalLM(CausalLM):
         self._decoder = None
         # A functional model has no dtype of its own; Keras scales the loss by this one.
         self.dtype_policy = backbone.dtype_policy
-        self.compile()
+        self.sampler = samplers.get("top_k")
+        if compile:
+            self.compile()
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -7,13 +7,14 @@ the pass over a KV cache that the exporter traces. In the second, tokens are lai
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
 
 from exporter.opt.keras_backend import keras
+from exporter.opt.lora import QKV_PARTS, WHOLE, LowRankDense
 
 ops = keras.ops
 MASKED = -1e9  # added to attention scores; finite, so that a row with nothing to see stays finite
@@ -41,10 +42,17 @@ def build_layer_norm(name: str, epsilon: float, affine: bool, dtype: Any) -> Any
     )
 
 
-def build_dense(name: str, units: int, use_bias: bool, dtype: Any) -> Any:
-    """A dense layer without activation."""
-    return keras.layers.Dense(
-        units, use_bias=use_bias, kernel_initializer=kernel_initializer(), dtype=dtype, name=name
+def build_dense(
+    name: str, units: int, use_bias: bool, dtype: Any, parts: Sequence[str] = WHOLE
+) -> LowRankDense:
+    """A dense layer without activation; `parts` names the parts of its output that LoRA can adapt."""
+    return LowRankDense(
+        units,
+        parts,
+        use_bias=use_bias,
+        kernel_initializer=kernel_initializer(),
+        dtype=dtype,
+        name=name,
     )
 
 
@@ -89,7 +97,7 @@ class OPTAttention(keras.layers.Layer):
         hidden_dim = input_shape[-1]
         self.head_dim = hidden_dim // self.num_heads
         self.scale = self.head_dim**-0.5
-        self.qkv = build_dense("qkv", 3 * hidden_dim, self.use_bias, self.dtype_policy)
+        self.qkv = build_dense("qkv", 3 * hidden_dim, self.use_bias, self.dtype_policy, QKV_PARTS)
         self.output_dense = build_dense("output", hidden_dim, self.use_bias, self.dtype_policy)
         self.qkv.build(input_shape)
         self.output_dense.build(input_shape)
@@ -176,13 +184,11 @@ class OPTDecoderLayer(keras.layers.Layer):
         self.use_bias = use_bias
         self.norm_affine = norm_affine
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
+    def build(self, input_shape: Any) -> None:
         hidden_dim, dtype, bias = input_shape[-1], self.dtype_policy, self.use_bias
         norm = (self.layer_norm_epsilon, self.norm_affine, dtype)
         self.attention_norm = build_layer_norm("attention_norm", *norm)
-        self.attention = OPTAttention(
-            self.num_heads, self.dropout, bias, dtype=dtype, name="attention"
-        )
+        self.attention = OPTAttention(self.num_heads, self.dropout, bias, dtype=dtype, name="attention")
         self.feed_forward_norm = build_layer_norm("feed_forward_norm", *norm)
         self.intermediate_dense = build_dense("intermediate", self.intermediate_dim, bias, dtype)
         self.output_dense = build_dense("output", hidden_dim, bias, dtype)
@@ -209,6 +215,16 @@ class OPTDecoderLayer(keras.layers.Layer):
         )
         x = self._after(self.attention_norm, x + attended)
         return self._after(self.feed_forward_norm, x + self._feed_forward(x)), present
+
+    @property
+    def dense_layers(self) -> dict[str, LowRankDense]:
+        """The layers that LoRA can adapt, by their path in this one."""
+        return {
+            "attention/qkv": self.attention.qkv,
+            "attention/output": self.attention.output_dense,
+            "intermediate": self.intermediate_dense,
+            "output": self.output_dense,
+        }
 
     def _before(self, norm: Any, x: Any) -> Any:
         return norm(x) if self.norm_first else x

@@ -1,7 +1,9 @@
-"""Training data: strings or tokens in the forms Keras takes, to a dataset of token batches."""
+"""Training data: strings or tokens in the forms Keras takes, to what `keras.Model` trains on."""
 
 from __future__ import annotations
 
+import types
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,12 @@ from exporter.opt.preprocessor import OPTCausalLMPreprocessor
 
 DEFAULT_BATCH_SIZE = 32
 SHUFFLE_BUFFER = 65_536
+# Forms that come in batches with their own labels and weights.
+BATCHED = (tf.data.Dataset, keras.utils.PyDataset, types.GeneratorType)
 
 
 def dataset(
-    preprocessor: OPTCausalLMPreprocessor | None,
+    preprocessor: Any,
     x: Any,
     y: Any = None,
     sample_weight: Any = None,
@@ -23,44 +27,71 @@ def dataset(
     batch_size: int | None = None,
     shuffle: bool = False,
 ) -> Any:
-    """A `tf.data.Dataset` of preprocessed batches.
+    """Preprocessed batches, in a form that `keras.Model.fit` takes.
+
+    Args:
+        preprocessor: an `OPTCausalLMPreprocessor`, any callable on `x`, or `None`.
+        x: strings or tokens: a list, array, tensor or dictionary of examples; or batches of them, or
+            of `(x, y)` or `(x, y, sample_weight)`, by a `tf.data.Dataset`, a `keras.utils.PyDataset`
+            or a generator.
+        y, sample_weight: as `keras.Model.fit` takes them; see `preprocess`.
+        batch_size: of examples; by default 32.
+        shuffle: whether to shuffle examples.
 
     Raises:
-        ValueError: if a dataset comes with `y`, `sample_weight` or `batch_size` beside it.
+        ValueError: if batches come with `y`, `sample_weight` or `batch_size` beside them, or the data
+            are of no such form.
     """
-    if isinstance(x, tf.data.Dataset):
+    if isinstance(x, BATCHED):
         if y is not None or sample_weight is not None or batch_size is not None:
             raise ValueError(
-                "a tf.data.Dataset yields its own labels, weights and batches; "
+                f"a {_form(x)} yields its own labels, weights and batches; "
                 "leave out y, sample_weight and batch_size"
             )
-        data = x
-    else:
-        parts = keras.utils.pack_x_y_sample_weight(*(_arrays(p) for p in (x, y, sample_weight)))
-        data = tf.data.Dataset.from_tensor_slices(parts)
-        if shuffle:
-            data = data.shuffle(min(SHUFFLE_BUFFER, max(1, len(data))))
-        data = data.batch(batch_size or DEFAULT_BATCH_SIZE)
-    if preprocessor is not None:
-        data = data.map(preprocessor, num_parallel_calls=tf.data.AUTOTUNE)
-    return data.prefetch(tf.data.AUTOTUNE)
+        return _map_batches(preprocessor, x)
+    if sample_weight is not None and y is None:
+        if not isinstance(preprocessor, OPTCausalLMPreprocessor):
+            raise ValueError("sample_weight weighs labels, and there are none; give y too")
+        y = np.zeros(len(sample_weight), "int32")  # not looked at; Keras's tuples have no gaps
+    parts = keras.utils.pack_x_y_sample_weight(*(_arrays(p) for p in (x, y, sample_weight)))
+    data = tf.data.Dataset.from_tensor_slices(parts)
+    if shuffle:
+        data = data.shuffle(min(SHUFFLE_BUFFER, max(1, len(data))))
+    return _map_batches(preprocessor, data.batch(batch_size or DEFAULT_BATCH_SIZE))
 
 
-def batch(
-    preprocessor: OPTCausalLMPreprocessor | None, x: Any, y: Any, sample_weight: Any
-) -> tuple[Any, Any, Any]:
-    """One batch, preprocessed."""
-    if preprocessor is not None:
-        return preprocessor(x, y, sample_weight)
-    return x, y, sample_weight
+def preprocess(preprocessor: Any, x: Any, y: Any = None, sample_weight: Any = None) -> Any:
+    """One batch as `x`, `(x, y)` or `(x, y, sample_weight)`, eagerly or inside `tf.data`.
+
+    An `OPTCausalLMPreprocessor` makes the labels of the text, so `y` is not looked at, as Keras
+    documents. Keras drops `sample_weight` too; here it multiplies the weights of an example's tokens,
+    [batch], or those of each label, [batch, sequence].
+
+    Raises:
+        ValueError: if there is a preprocessor and `x` is tokens, or `x` is strings and there is none.
+    """
+    if preprocessor is None:
+        _check_tokens(x)
+        return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
+    if not isinstance(preprocessor, OPTCausalLMPreprocessor):
+        return keras.utils.pack_x_y_sample_weight(preprocessor(x), y, sample_weight)
+    if isinstance(x, dict):
+        raise ValueError(
+            "this model has a preprocessor, which takes strings, and got a token dictionary; set "
+            "`model.preprocessor = None` to train on tokens"
+        )
+    inputs, labels, mask = preprocessor(x, y=y)
+    return inputs, labels, mask if sample_weight is None else _weigh(mask, sample_weight)
 
 
 def split(parts: tuple[Any, ...], fraction: float) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Cuts the last `fraction` of the examples off for validation, before shuffling, as Keras does."""
     if not 0 < fraction < 1:
         raise ValueError(f"validation_split must be between 0 and 1, got {fraction}")
-    if isinstance(parts[0], tf.data.Dataset):
-        raise ValueError("validation_split needs arrays; split the dataset and pass validation_data")
+    if isinstance(parts[0], BATCHED):
+        raise ValueError(
+            f"validation_split needs arrays; split the {_form(parts[0])} and pass validation_data"
+        )
     arrays = [_arrays(part) for part in parts]
     count = len(keras.tree.flatten(arrays[0])[0])
     cut = int(count * (1 - fraction))
@@ -75,6 +106,95 @@ def split(parts: tuple[Any, ...], fraction: float) -> tuple[tuple[Any, ...], tup
     return first, second
 
 
+def _map_batches(preprocessor: Any, batches: Any) -> Any:
+    """Preprocesses each batch; a batch is `x` alone or a tuple."""
+
+    def as_given(*batch: Any) -> Any:
+        return preprocess(preprocessor, *batch)
+
+    prepare = tf.autograph.experimental.do_not_convert(as_given)  # it would reword error messages
+
+    if isinstance(batches, tf.data.Dataset):
+        x = batches.element_spec
+        x = x[0] if isinstance(x, tuple) else x
+        if any(spec.shape.rank == 0 for spec in keras.tree.flatten(x)):
+            raise ValueError("the dataset yields single examples; call its .batch(size) first")
+        return batches.map(prepare, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    if isinstance(batches, keras.utils.PyDataset):
+        return _PreprocessedPyDataset(batches, prepare)
+    return _preprocessed(batches, prepare)
+
+
+class _PreprocessedPyDataset(keras.utils.PyDataset):
+    """A `keras.utils.PyDataset` whose batches are preprocessed as they are read."""
+
+    def __init__(self, source: Any, prepare: Callable[..., Any]) -> None:
+        super().__init__(source.workers, source.use_multiprocessing, source.max_queue_size)
+        self._source = source
+        self._prepare = prepare
+
+    @property
+    def num_batches(self) -> int | None:
+        return self._source.num_batches
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Any:
+        return _eager(self._prepare, self._source[index])
+
+    def on_epoch_begin(self) -> None:
+        self._source.on_epoch_begin()
+
+    def on_epoch_end(self) -> None:
+        self._source.on_epoch_end()
+
+
+def _preprocessed(batches: Iterator[Any], prepare: Callable[..., Any]) -> Iterator[Any]:
+    for batch in batches:
+        yield _eager(prepare, batch)
+
+
+def _eager(prepare: Callable[..., Any], batch: Any) -> tuple[Any, ...]:
+    """A Python batch preprocessed; only a tuple is taken apart, since a list is a batch of strings."""
+    result = prepare(*batch) if isinstance(batch, tuple) else prepare(batch)
+    return result if isinstance(result, tuple) else (result,)
+
+
+def _weigh(mask: Any, sample_weight: Any) -> Any:
+    """Float32 weights [batch, sequence]: zero for padding, else the example's or label's own."""
+    cast: Any = tf.cast
+    if not tf.is_tensor(mask):
+        cast, sample_weight = np.asarray, np.asarray(sample_weight)
+    rank = len(sample_weight.shape)
+    if rank not in (1, 2):
+        raise ValueError(
+            f"sample_weight must have the shape [batch] or [batch, sequence], got rank {rank}"
+        )
+    weights = cast(sample_weight, "float32")
+    return cast(mask, "float32") * (weights[:, None] if rank == 1 else weights)
+
+
+def _check_tokens(x: Any) -> None:
+    for values in x.values() if isinstance(x, dict) else [x]:
+        dtype = values.dtype if hasattr(values, "dtype") else np.asarray(values).dtype
+        if dtype == tf.string or (isinstance(dtype, np.dtype) and dtype.kind in "OSU"):
+            raise ValueError(
+                "strings need a preprocessor and this model has none; give a dictionary of token_ids "
+                "and padding_mask, or set `model.preprocessor`"
+            )
+
+
+def _form(data: Any) -> str:
+    return next(
+        name
+        for cls, name in zip(
+            BATCHED, ("tf.data.Dataset", "keras.utils.PyDataset", "generator"), strict=True
+        )
+        if isinstance(data, cls)
+    )
+
+
 def _arrays(data: Any) -> Any:
     if isinstance(data, str):
         raise ValueError("expected a list of strings or an array, got one string; wrap it in a list")
@@ -84,4 +204,9 @@ def _arrays(data: Any) -> Any:
         if not data:
             raise ValueError("expected examples, got an empty list")
         return np.asarray(data, dtype=object) if isinstance(data[0], str) else np.asarray(data)
+    if data is not None and not hasattr(data, "__array__") and not tf.is_tensor(data):
+        raise ValueError(
+            f"expected a list, an array, a tensor or a dictionary of such, a tf.data.Dataset, a "
+            f"keras.utils.PyDataset or a generator, got {type(data).__name__}"
+        )
     return data

@@ -106,6 +106,20 @@ class OPTCausalLMPreprocessor:
         export_tokenizer(self.tokenizer, path)
 
     @property
+    def tokenizer(self) -> OPTTokenizer:
+        """The tokenizer."""
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, value: OPTTokenizer) -> None:
+        if not isinstance(value, OPTTokenizer):
+            raise ValueError(
+                f"tokenizer must be an OPTTokenizer, got {value!r}; make one with "
+                "OPTTokenizer(vocabulary, merges) or OPTTokenizer.from_preset(preset)"
+            )
+        self._tokenizer = value
+
+    @property
     def sequence_length(self) -> int:
         """The padded length of model inputs."""
         return self._sequence_length

@@ -14,6 +14,7 @@ from exporter.presets.folder import PresetFolder, TextFolder, read_preset, read_
 from exporter.presets.handles import resolve_preset
 
 _NOT_GIVEN = object()
+_MODEL_OPTIONS = ("name", "trainable", "compile")
 
 
 def load_backbone(
@@ -47,7 +48,7 @@ def load_causal_lm(
 ) -> CausalLM:
     """The language model of a preset. OPT is the only architecture, so `CausalLM` means it.
 
-    `name` and `trainable` go to the language model, other overrides to the backbone.
+    `name`, `trainable` and `compile` go to the language model, other overrides to the backbone.
     """
     task = OPTCausalLM if cls is CausalLM else cls
     assert issubclass(task, OPTCausalLM)
@@ -57,7 +58,7 @@ def load_causal_lm(
         preprocessor = (
             _build_preprocessor(OPTCausalLMPreprocessor, folder, {}) if has_tokenizer else None
         )
-    options = {name: overrides.pop(name) for name in ("name", "trainable") if name in overrides}
+    options = {name: overrides.pop(name) for name in _MODEL_OPTIONS if name in overrides}
     arguments = {**folder.model_options, **overrides}
     backbone = _build_backbone(OPTBackbone, folder, load_weights, arguments)
     return task(backbone=backbone, preprocessor=preprocessor, **options)

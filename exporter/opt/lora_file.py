@@ -1,0 +1,113 @@
+"""The file of a LoRA adapter: its settings and pairs alone, in HDF5.
+
+Attributes of the file are `format`, `rank`, `alpha` and `targets`; each variable of a pair is a
+float32 data set under its Keras path, `transformer_layer_0/attention/qkv/lora_query_a` say.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from exporter.errors import CheckpointError
+from exporter.opt.keras_backend import keras
+from exporter.opt.lora import LoRA
+
+FORMAT = "opt-onnx LoRA 1"
+SUFFIX = ".lora.h5"
+
+
+def check_name(path: str | Path) -> Path:
+    """The path, if it ends as Keras wants it.
+
+    Raises:
+        ValueError: if not.
+    """
+    if not str(path).endswith(SUFFIX):
+        raise ValueError(f"the filename must end in {SUFFIX!r}, got {str(path)!r}")
+    return Path(path)
+
+
+def write(path: Path, lora: LoRA, variables: dict[str, Any]) -> None:
+    """Writes an adapter's settings and variables by path."""
+    with h5py.File(path, "w") as file:
+        file.attrs["format"] = FORMAT
+        file.attrs["rank"] = lora.rank
+        file.attrs["alpha"] = lora.alpha
+        file.attrs["targets"] = list(lora.targets)
+        for name, variable in variables.items():
+            file.create_dataset(name, data=keras.ops.convert_to_numpy(variable.value))
+
+
+def read(path: Path) -> tuple[LoRA, dict[str, np.ndarray]]:
+    """An adapter's settings, and its variables' values by path.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        CheckpointError: if it holds no adapter.
+    """
+    values: dict[str, np.ndarray] = {}
+
+    def collect(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            values[name] = np.asarray(item)
+
+    if not path.exists():
+        raise FileNotFoundError(f"there is no adapter {path}; save_lora_weights() writes one")
+    try:
+        with h5py.File(path, "r") as file:
+            if file.attrs.get("format") != FORMAT:
+                found = file.attrs.get("format")
+                raise CheckpointError(
+                    f"{path} is no LoRA adapter of this project: its format is {found!r}, expected "
+                    f"{FORMAT!r}; save_lora_weights() writes one"
+                )
+            settings = file.attrs
+            lora = LoRA.of(
+                int(settings["rank"]), float(settings["alpha"]), [str(t) for t in settings["targets"]]
+            )
+            file.visititems(collect)
+    except (OSError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is no LoRA adapter or is damaged: {error}") from None
+    return lora, values
+
+
+def check_fit(
+    path: Path, found: LoRA, enabled: LoRA | None, values: dict[str, np.ndarray], shapes: dict[str, Any]
+) -> None:
+    """Checks an adapter against a model before anything of the model changes.
+
+    Args:
+        path: the file.
+        found: its settings.
+        enabled: the model's own settings; `None` without LoRA.
+        values: the file's variables.
+        shapes: those that the model has, or will have, with these settings.
+
+    Raises:
+        CheckpointError: naming everything that differs.
+    """
+    problems = []
+    if enabled is not None:
+        problems += [
+            f"{name} is {theirs!r} in the file and {ours!r} in the model"
+            for name in ("rank", "alpha", "targets")
+            if (theirs := getattr(found, name)) != (ours := getattr(enabled, name))
+        ]
+    missing = sorted(set(shapes) - set(values))
+    surplus = sorted(set(values) - set(shapes))
+    problems += [f"missing {', '.join(missing)}"] if missing else []
+    problems += [f"surplus {', '.join(surplus)}"] if surplus else []
+    problems += [
+        f"{name} is {values[name].shape}, expected {shape}"
+        for name, shape in shapes.items()
+        if name in values and values[name].shape != shape
+    ]
+    if problems:
+        raise CheckpointError(
+            f"the LoRA adapter {path} does not fit the model: {'; '.join(problems)}. Load it into a "
+            "model of the sizes that it was trained on, with LoRA not enabled or with its settings"
+        )
