@@ -48,12 +48,23 @@ class CheckpointWeights:
 
 
 class LiveWeights:
-    """The weights of a Keras backbone as they are now, LoRA pairs merged into their matrices."""
+    """The weights of a Keras backbone as they are now, LoRA pairs merged into their matrices.
+
+    Raises:
+        ValueError: if Keras's `quantize()` has replaced weights by integer codes.
+    """
 
     def __init__(self, backbone: OPTBackbone) -> None:
         self._adapted = adapted_layers(backbone)
         pairs = {id(variable) for variable in low_rank_variables(backbone).values()}
         self._variables = {v.path: v for v in backbone.weights if id(v) not in pairs}
+        codes = {path: v.dtype for path, v in self._variables.items() if "int" in v.dtype}
+        if codes:
+            kinds = ", ".join(sorted(set(codes.values())))
+            raise ValueError(
+                f"this model was quantized in place, so {', '.join(codes)} hold {kinds} codes and no "
+                "longer weights; write the model as it was before quantize()"
+            )
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -15,6 +15,7 @@ from exporter.opt.preprocessor import OPTCausalLMPreprocessor
 from exporter.presets.listing import PresetListing
 from runtime import samplers
 from runtime.generator import Generator
+from runtime.results import GenerationResult
 
 
 class CausalLM(keras.Model):
@@ -250,6 +251,10 @@ class CausalLM(keras.Model):
             stop_token_ids=stop_token_ids,
             strip_prompt=strip_prompt,
         )
+
+    def generate_results(self, inputs: Any, **options: Any) -> list[GenerationResult]:
+        """`generate` with token counts, speeds and finish reason; see `runtime.Generator`."""
+        return self._generator().generate_results(inputs, **options)
 
     def stream(self, prompt: str, **options: Any) -> Iterator[str]:
         """Yields the text of one prompt piece by piece; see `runtime.Generator.stream`."""
