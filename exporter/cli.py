@@ -52,7 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--target",
         choices=TARGETS,
         default="portable",
-        help="what the graphs are made for; portable is plain ONNX (default: portable)",
+        help="what the graphs are made for: cpu uses ONNX Runtime's fused operators, portable is plain "
+        "ONNX (default: portable)",
     )
     parser.add_argument("--force", action="store_true", help="replace a bundle that is there")
     parser.add_argument(

@@ -97,7 +97,7 @@ def export_bundle(
         model: a preset (built-in name, handle or folder) or a live `OPTCausalLM`.
         output: the folder to make; by default the preset's name in the current folder.
         precision: `"fp32"`.
-        target: `"portable"`, plain ONNX.
+        target: `"cpu"`, ONNX Runtime's fused operators; or `"portable"`, plain ONNX.
         force: whether to replace a bundle that is there.
         verify: `"full"` compares logits with Keras's too, `"graph"` checks graphs and hashes,
             `"none"` nothing. By default full where the weights take up to 2 GiB, else graph.
@@ -133,8 +133,8 @@ def export_bundle(
         for phase in Phase:
             progress.phase(f"Tracing the {phase} graph ({subject.config.num_layers} layers)")
             programs[phase] = trace(backbone, phase)
-            rewrites[phase] = rewrite(programs[phase])
-            _check_rewrites(phase, rewrites[phase], subject.config)
+            rewrites[phase] = rewrite(programs[phase], target)
+            _check_rewrites(phase, rewrites[phase], expected_counts(subject.config, target))
         with atomic_folder(folder) as temporary:
             progress.phase("Writing weights", size)
             weights = write_weights(source, extents, temporary / WEIGHTS_FILE, progress)
@@ -229,8 +229,7 @@ def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
     return value
 
 
-def _check_rewrites(phase: Phase, counts: dict[str, int], config: ModelConfig) -> None:
-    expected = expected_counts(config)
+def _check_rewrites(phase: Phase, counts: dict[str, int], expected: dict[str, int]) -> None:
     if counts != expected:
         raise ExportError(
             f"the {phase} graph was rewritten as {counts}, not as {expected}: this Keras or tf2onnx "

@@ -15,7 +15,7 @@ from graphs.contract import CONTRACT_REVISION, ModelConfig, Phase
 MANIFEST_FILE = "manifest.json"
 FORMAT = "opt-onnx-bundle"
 PRECISIONS = ("fp32",)
-TARGETS = ("portable",)
+TARGETS = ("portable", "cpu")
 CACHE_DTYPES = ("float32",)
 _HASH_BLOCK = 1024 * 1024
 

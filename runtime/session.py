@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ except ImportError as error:
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 DEVICES = ("auto", *PROVIDERS)
+CHUNK_TOKENS = 512  # of a long prompt at a time; see bench/README.md
 
 
 class BoundCache(KVCache):
@@ -42,15 +44,11 @@ class BoundCache(KVCache):
 
     def __init__(self, decoder: SessionDecoder, batch: int, capacity: int) -> None:
         super().__init__(decoder.config, batch, capacity, decoder.cache_dtype)
-        self.values = [
-            (ort.OrtValue.ortvalue_from_numpy(key), ort.OrtValue.ortvalue_from_numpy(value))
-            for key, value in self.layers
-        ]
         self.decode_ids = np.zeros((batch, 1), np.int64)
         self.new_lengths = np.zeros(batch, np.int32)
         self.logits = np.empty((batch, decoder.config.vocabulary_size), np.float32)
         # Bound once: a step writes new numbers into the same buffers.
-        self.decode_binding = decoder.bind(Phase.DECODE, self, self.decode_ids)
+        self.decode_binding = decoder.bind(Phase.DECODE, self, self.decode_ids, self.new_lengths)
 
 
 class SessionDecoder:
@@ -70,6 +68,7 @@ class SessionDecoder:
     def __init__(self, bundle: Bundle, device: str = "auto", threads: int | None = None) -> None:
         self.config = bundle.manifest.model
         self.cache_dtype = bundle.manifest.cache_dtype
+        self._portable = bundle.manifest.target == "portable"
         provider = _choose_provider(device)
         self.device = next(name for name, value in PROVIDERS.items() if value == provider)
         options = _session_options(threads)
@@ -114,45 +113,76 @@ class SessionDecoder:
         if sequence == 1 and not hidden_states:
             cache.decode_ids[:] = token_ids
             self._sessions[Phase.DECODE].run_with_iobinding(cache.decode_binding)
-            hidden = None
-        else:
-            phase = Phase.DECODE if sequence == 1 else Phase.PREFILL
-            tokens = np.ascontiguousarray(token_ids, np.int64)
-            hidden = self._hidden_buffer(batch, sequence) if hidden_states else None
-            binding = self.bind(phase, cache, tokens, hidden)
-            self._sessions[phase].run_with_iobinding(binding)
-        cache.lengths += cache.new_lengths
+            cache.lengths += cache.new_lengths
+            return StepOutput(cache.logits)
+        hidden = None
+        if hidden_states:
+            hidden = np.zeros((batch, sequence, self.config.embedding_width), np.float32)
+        for rows, columns in self._pieces(cache, sequence):
+            tokens = np.ascontiguousarray(token_ids[rows, columns], np.int64)
+            lengths = np.clip(new_lengths[rows] - columns.start, 0, tokens.shape[1])
+            states = None if hidden is None else hidden[rows, columns]
+            self._run_piece(cache, rows, tokens, lengths.astype(np.int32), states)
         return StepOutput(cache.logits, hidden)
+
+    def _pieces(self, cache: BoundCache, sequence: int) -> Iterator[tuple[slice, slice]]:
+        """Rows and columns of the runs that appending `cache.new_lengths` tokens takes.
+
+        The fused attention takes several tokens after a past for one row at a time, without padding.
+        It also computes scores of the whole square, so that long prompts cost less in chunks.
+        """
+        # Padding is written too, so it needs room.
+        fits = not cache.lengths.any() and sequence <= min(CHUNK_TOKENS, cache.capacity)
+        if sequence == 1 or self._portable or fits:
+            yield slice(0, cache.batch), slice(0, sequence)
+            return
+        for row, length in enumerate(cache.new_lengths.tolist()):
+            for start in range(0, length, CHUNK_TOKENS):
+                yield slice(row, row + 1), slice(start, min(start + CHUNK_TOKENS, length))
+
+    def _run_piece(
+        self,
+        cache: BoundCache,
+        rows: slice,
+        token_ids: NDArray[np.int64],
+        new_lengths: NDArray[np.int32],
+        hidden_states: NDArray[np.float32] | None,
+    ) -> None:
+        phase = Phase.DECODE if token_ids.shape[1] == 1 else Phase.PREFILL
+        binding = self.bind(phase, cache, token_ids, new_lengths, hidden_states, rows)
+        self._sessions[phase].run_with_iobinding(binding)
+        cache.lengths[rows] += new_lengths
 
     def bind(
         self,
         phase: Phase,
         cache: BoundCache,
         token_ids: NDArray[np.int64],
+        new_lengths: NDArray[np.int32],
         hidden_states: NDArray[np.float32] | None = None,
+        rows: slice = slice(None),
     ) -> Any:
-        """Binds a cache's buffers to a graph, the same ones as past and as present."""
+        """Binds the buffers of some of a cache's rows to a graph, the same as past and as present."""
         binding = self._sessions[phase].io_binding()
         inputs = {
             INPUT_IDS: token_ids,
-            PAST_LENGTHS: cache.lengths,
-            NEW_LENGTHS: cache.new_lengths,
+            PAST_LENGTHS: cache.lengths[rows],
+            NEW_LENGTHS: new_lengths,
         }
         for name, array in inputs.items():
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
-        outputs = {LOGITS: cache.logits}
+        outputs = {LOGITS: cache.logits[rows]}
         if hidden_states is not None:
             outputs[HIDDEN_STATES] = hidden_states
         for name, output in outputs.items():
             binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(output))
-        for layer, pair in enumerate(cache.values):
-            for past, present, value in zip(past_names(layer), present_names(layer), pair, strict=True):
+        for layer, buffers in enumerate(cache.layers):
+            names = zip(past_names(layer), present_names(layer), buffers, strict=True)
+            for past, present, buffer in names:
+                value = ort.OrtValue.ortvalue_from_numpy(buffer[rows])
                 binding.bind_ortvalue_input(past, value)
                 binding.bind_ortvalue_output(present, value)
         return binding
-
-    def _hidden_buffer(self, batch: int, sequence: int) -> NDArray[np.float32]:
-        return np.empty((batch, sequence, self.config.embedding_width), np.float32)
 
 
 def _choose_provider(device: str) -> str:

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphs.passes.matching import constant, pairs, producer, remove_unused
+from graphs.passes.matching import constant, pairs, producer, remove_unused, shared_constant
 from graphs.program import Program
-
 
 ONES = "layer_norm_ones"
 
@@ -31,13 +30,14 @@ def fuse_layer_norm(program: Program) -> int:
     """Rewrites every layer normalization; returns how many."""
     graph = program.graph
     weights = set(program.weights.values())
+    ones = np.ones(program.config.hidden_dim, np.float32)
     count = 0
     for node in list(graph):
         match = _match(node, weights) or _match_plain(node)
         if match is None:
             continue
         # The operator's scale is not optional.
-        gamma = match.gamma if match.gamma is not None else _ones(program)
+        gamma = match.gamma if match.gamma is not None else shared_constant(graph, ONES, ones)
         fused = ir.node(
             "LayerNormalization",
             [match.x, gamma] if match.beta is None else [match.x, gamma, match.beta],
@@ -81,20 +81,6 @@ def _match_plain(node: ir.Node) -> _Match | None:
             if any(f is scale and _is_negative_mean(other, x) for f, other in pairs(shift_node)):
                 return _Match(x, None, None, epsilon)
     return None
-
-
-def _ones(program: Program) -> ir.Value:
-    """A scale of ones, shared by all norms of the graph."""
-    initializers = program.graph.initializers
-    if ONES not in initializers:
-        values = np.ones(program.config.hidden_dim, np.float32)
-        initializers[ONES] = ir.Value(
-            name=ONES,
-            shape=ir.Shape(values.shape),
-            type=ir.TensorType(ir.DataType.FLOAT),
-            const_value=ir.tensor(values, name=ONES),
-        )
-    return initializers[ONES]
 
 
 def _match_parts(

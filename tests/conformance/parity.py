@@ -1,6 +1,6 @@
 """Compares an exported bundle with transformers and keras-hub on the same random weights.
 
-`python -m tests.conformance.parity SHAPE` prints what the test of that shape asserts.
+`python -m tests.conformance.parity SHAPE [--target cpu]` prints what the test of that shape asserts.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from exporter import OPTCausalLM, export_bundle
 from exporter.presets.table import BUILTIN_PRESETS
 from graphs.contract import ModelConfig
+from graphs.manifest import TARGETS
 from runtime.bundle import load_bundle
 from runtime.generator import Generator
 from runtime.probe import teacher_forced_logits
@@ -173,12 +174,12 @@ class KerasHubReference:
         return np.asarray(self._model({"token_ids": ids, "padding_mask": np.ones_like(ids)}))
 
 
-def compare(config: ModelConfig, workspace: Path) -> list[Parity]:
-    """Exports one random checkpoint and compares it with both references."""
+def compare(config: ModelConfig, workspace: Path, target: str = "portable") -> list[Parity]:
+    """Exports one random checkpoint for a target and compares it with both references."""
     hub_folder, transformers_folder = workspace / "keras", workspace / "transformers"
     make_transformers_model(config, transformers_folder)
     OPTCausalLM.from_preset(str(transformers_folder)).save_to_preset(hub_folder)
-    export_bundle(transformers_folder, workspace / "bundle")
+    export_bundle(transformers_folder, workspace / "bundle", target=target)
 
     prompts = random_prompts(config)
     generator = Generator.from_bundle(workspace / "bundle")
@@ -214,8 +215,10 @@ def _compare_one(reference, decoder, prompts, single, batched) -> Parity:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("--target", choices=TARGETS, default="portable")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as workspace:
-        for parity in compare(SHAPES[parser.parse_args().shape], Path(workspace)):
+        for parity in compare(SHAPES[options.shape], Path(workspace), options.target):
             print(parity)
 
 

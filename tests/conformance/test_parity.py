@@ -7,6 +7,7 @@ import pytest
 pytestmark = pytest.mark.reference
 
 
+@pytest.mark.parametrize("target", ["portable", "cpu"])
 @pytest.mark.parametrize(
     "shape",
     [
@@ -15,10 +16,10 @@ pytestmark = pytest.mark.reference
         pytest.param("opt_1.3b_two_layers", marks=pytest.mark.slow),
     ],
 )
-def test_parity_with_both_references(shape, tmp_path):
+def test_parity_with_both_references(shape, target, tmp_path):
     from tests.conformance import parity
 
-    for found in parity.compare(parity.SHAPES[shape], tmp_path):
+    for found in parity.compare(parity.SHAPES[shape], tmp_path, target):
         tolerance = 1e-3 * found.logits_std
         assert found.prefill_difference <= tolerance, found
         assert found.decode_difference <= tolerance, found

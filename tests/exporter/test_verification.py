@@ -172,10 +172,23 @@ def test_a_bundle_that_does_not_run_is_caught(toy_preset, tmp_path, monkeypatch)
 
 
 def test_a_pass_that_no_longer_matches_is_an_error(toy_preset, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "rewrite", lambda program: {"fuse_layer_norm": 4, "fuse_head": 1})
-    line = fails("--preset", toy_preset, "--output", tmp_path / "b")
-    assert line.startswith("the prefill graph was rewritten as {'fuse_layer_norm': 4, ")
-    assert list(tmp_path.iterdir()) == []
+    rewrite = export.rewrite
+
+    def rewrite_less(program, target):
+        counts = rewrite(program, target)
+        return {**counts, "fuse_layer_norm": counts["fuse_layer_norm"] - 1}
+
+    monkeypatch.setattr(export, "rewrite", rewrite_less)
+    for target, others in (
+        ("portable", "'fuse_head': 1}"),
+        ("cpu", "'fuse_head': 1, 'fuse_attention': 2, 'fuse_skip_layer_norm': 4}"),
+    ):
+        line = fails("--preset", toy_preset, "--output", tmp_path / "b", "--target", target)
+        assert line.startswith(
+            f"the prefill graph was rewritten as {{'fuse_layer_norm': 4, {others}, "
+            f"not as {{'fuse_layer_norm': 5, {others}: this Keras or tf2onnx version"
+        )
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_without_onnx_runtime_the_reason_is_one_line(toy_preset, tmp_path, monkeypatch):

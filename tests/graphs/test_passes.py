@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,22 +12,33 @@ import pytest
 for package in ("onnx", "onnx_ir", "onnxruntime"):
     pytest.importorskip(package)
 
-import onnx  # noqa: E402
 import onnx_ir as ir  # noqa: E402
 
 from graphs.contract import (  # noqa: E402
     ModelConfig,
     Phase,
-    graph_inputs,
     graph_outputs,
     past_names,
     present_names,
 )
+from graphs.manifest import TARGETS  # noqa: E402
 from graphs.passes import PASSES, expected_counts, rewrite  # noqa: E402
 from graphs.passes.layer_norm import ONES  # noqa: E402
-from graphs.passes.matching import remove_unused  # noqa: E402
+from graphs.passes.matching import FUSED_DOMAIN, remove_unused  # noqa: E402
 from graphs.program import Program  # noqa: E402
-from tests.graphs.pass_helpers import Arrays, assert_same, ops, parse, run_model  # noqa: E402
+from tests.graphs.pass_helpers import (  # noqa: E402
+    Arrays,
+    TracedModel,
+    assert_same,
+    contract_inputs,
+    node_list,
+    ops,
+    parse,
+    readable,
+    run_model,
+    trace_model,
+    with_weights,
+)
 
 CONFIG = ModelConfig(300, 2, 4, 32, 64, 64)
 MODELS = {
@@ -50,18 +60,33 @@ TOKENS = "embeddings/token_embedding/embeddings"
 
 @dataclass
 class Traced:
-    """A phase's graph before and after the passes, and what they counted."""
+    """A phase's graph, and what the passes of each target made of it and counted."""
 
-    config: ModelConfig
-    program: Program
-    before: Any
-    after: Any
-    ops_before: Counter[str]
-    counts: dict[str, int]
+    model: TracedModel
+    programs: dict[str, Program]
+    counts: dict[str, dict[str, int]]
 
     @property
-    def norms(self) -> list[Any]:
-        return [node for node in self.program.graph if node.op_type == "LayerNormalization"]
+    def config(self) -> ModelConfig:
+        return self.model.config
+
+    @property
+    def program(self) -> Program:
+        """The portable one."""
+        return self.programs["portable"]
+
+    @property
+    def ops_before(self) -> Any:
+        return ops(self.model.program().graph)
+
+    def run(self, inputs: Arrays, target: str | None = None) -> Arrays:
+        """What a target's graph computes, or the one that was traced."""
+        model = self.model.model if target is None else ir.to_proto(self.programs[target].model)
+        return run_model(with_weights(model, self.model.random_weights()), inputs)
+
+
+def nodes_of(program: Program, op_type: str) -> list[Any]:
+    return [node for node in program.graph if node.op_type == op_type]
 
 
 Trace = Callable[[str, Phase], Traced]
@@ -72,55 +97,17 @@ def traced() -> Trace:
     """A model traced as an export traces it, each once."""
     for package in ("tensorflow", "keras", "tf2onnx"):
         pytest.importorskip(package)
-    from exporter.tracing import build_weightless_backbone, trace
-
     found: dict[tuple[str, Phase], Traced] = {}
 
     def traced_model(name: str, phase: Phase) -> Traced:
         if (name, phase) not in found:
-            program = trace(build_weightless_backbone(MODELS[name]), phase)
-            before, ops_before = ir.to_proto(program.model), ops(program.graph)
-            counts = rewrite(program)
-            after = ir.to_proto(program.model)
-            found[name, phase] = Traced(MODELS[name], program, before, after, ops_before, counts)
+            model = trace_model(MODELS[name], phase)
+            programs = {target: model.program() for target in TARGETS}
+            counts = {target: rewrite(program, target) for target, program in programs.items()}
+            found[name, phase] = Traced(model, programs, counts)
         return found[name, phase]
 
     return traced_model
-
-
-def random_weights(program: Program) -> Arrays:
-    generator = np.random.default_rng(0)
-    weights = {}
-    for name, value in program.weights.items():
-        shape = tuple(int(d) for d in value.shape)
-        values = 0.3 * generator.standard_normal(shape) + name.endswith("gamma")
-        weights[name] = values.astype(np.float32)
-    return weights
-
-
-def with_weights(model: Any, weights: Arrays) -> Any:
-    """A copy of a traced model whose weights have values."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    used = {name for node in copy.graph.node for name in node.input}
-    copy.graph.initializer.extend(
-        onnx.numpy_helper.from_array(values, name) for name, values in weights.items() if name in used
-    )
-    return copy
-
-
-def feeds(phase: Phase, past: list[int], new: list[int], capacity: int = 12) -> Arrays:
-    """Inputs with a cache full of noise; rows have pasts of different lengths."""
-    generator = np.random.default_rng(1)
-    sizes = {"batch": len(past), "sequence": max(new), "capacity": capacity}
-    values: Arrays = {}
-    for spec in graph_inputs(CONFIG, phase):
-        shape = tuple(sizes[d] if isinstance(d, str) else d for d in spec.shape)
-        values[spec.name] = generator.standard_normal(shape).astype(spec.dtype)
-    values["input_ids"] = generator.integers(0, 300, (len(past), max(new)))
-    values["past_lengths"] = np.array(past, np.int32)
-    values["new_lengths"] = np.array(new, np.int32)
-    return values
 
 
 # === What is matched ===
@@ -134,9 +121,10 @@ def test_every_pass_matches_as_often_as_an_opt_decoder_has_it(
     traced: Trace, name: str, phase: Phase
 ) -> None:
     found, norms = traced(name, phase), COUNTS[name]
-    assert found.counts == {"fuse_layer_norm": norms, "fuse_head": 1}
-    assert found.counts == expected_counts(found.config)
+    assert found.counts["portable"] == {"fuse_layer_norm": norms, "fuse_head": 1}
+    assert found.counts["portable"] == expected_counts(found.config)
     after = ops(found.program.graph)
+    assert {node.domain for node in found.program.graph} == {""}
     assert after["LayerNormalization"] == norms
     assert after["Gemm"] == found.ops_before["Gemm"] + 1
     assert found.ops_before["LayerNormalization"] == 0
@@ -178,9 +166,10 @@ def test_norms_have_the_weights_and_epsilon_of_the_model(
         f"transformer_layer_{i}/{norm}_norm" for i in (0, 1) for norm in ("attention", "feed_forward")
     ]
     names += ["layer_norm"] * found.config.final_norm
-    pairs = {(norm.inputs[1].name, norm.inputs[2].name) for norm in found.norms}
+    norms = nodes_of(found.program, "LayerNormalization")
+    pairs = {(norm.inputs[1].name, norm.inputs[2].name) for norm in norms}
     assert pairs == {(f"{name}/gamma", f"{name}/beta") for name in names}
-    for norm in found.norms:
+    for norm in norms:
         assert norm.attributes["epsilon"].as_float() == pytest.approx(1e-5)
         assert norm.attributes["axis"].as_int() == -1
 
@@ -188,44 +177,121 @@ def test_norms_have_the_weights_and_epsilon_of_the_model(
 @pytest.mark.parametrize("phase", Phase)
 def test_norms_without_scales_share_a_constant(traced: Trace, phase: Phase) -> None:
     found = traced("galactica", phase)
-    assert [[value.name for value in norm.inputs[1:]] for norm in found.norms] == [[ONES]] * 5
-    assert {norm.attributes["epsilon"].as_float() for norm in found.norms} == {np.float32(1e-5)}
+    norms = nodes_of(found.program, "LayerNormalization")
+    assert [[value.name for value in norm.inputs[1:]] for norm in norms] == [[ONES]] * 5
+    assert {norm.attributes["epsilon"].as_float() for norm in norms} == {np.float32(1e-5)}
     ones = found.program.graph.initializers[ONES].const_value.numpy()
     assert ones.shape == (32,)
     assert (ones == 1).all()
 
 
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("phase", Phase)
 @pytest.mark.parametrize("name", MODELS)
-def test_a_second_time_there_is_nothing_to_do(traced: Trace, name: str, phase: Phase) -> None:
-    program = Program(ir.from_proto(traced(name, phase).after), {}, MODELS[name])
-    before = [(node.op_type, node.outputs[0].name) for node in program.graph]
-    assert rewrite(program) == {"fuse_layer_norm": 0, "fuse_head": 0}
-    assert [(node.op_type, node.outputs[0].name) for node in program.graph] == before
+def test_a_second_time_there_is_nothing_to_do(
+    traced: Trace, name: str, phase: Phase, target: str
+) -> None:
+    again = ir.from_proto(ir.to_proto(traced(name, phase).programs[target].model))
+    program = Program(again, {}, MODELS[name])
+    before = node_list(program.graph)
+    assert rewrite(program, target) == dict.fromkeys(expected_counts(CONFIG, target), 0)
+    assert node_list(program.graph) == before
 
 
-@pytest.mark.parametrize("name", ["opt", "galactica"])
-def test_a_traced_norm_that_is_broken_is_not_counted(traced: Trace, name: str) -> None:
-    """One root of five is another function: the count shows it, and the rest is rewritten."""
+# What of a traced graph is made another function, and the pass that leaves it alone.
+BREAKS = [
+    ("opt", "Sqrt", "Abs", {"fuse_layer_norm": 4, "fuse_skip_layer_norm": 4}),
+    ("galactica", "Sqrt", "Abs", {"fuse_layer_norm": 4, "fuse_skip_layer_norm": 4}),
+    ("opt", "Softmax", "LogSoftmax", {"fuse_attention": 1}),
+    ("opt-350m", "ScatterND", "ScatterElements", {"fuse_attention": 1}),
+    ("galactica", "Split", "Unsplit", {"fuse_attention": 1}),
+]
+
+
+@pytest.mark.parametrize(("name", "op_type", "other", "fewer"), BREAKS)
+def test_a_traced_part_that_is_broken_is_not_counted(
+    traced: Trace, name: str, op_type: str, other: str, fewer: dict[str, int]
+) -> None:
+    """One of several is another function: the count shows it, and the rest is rewritten."""
     found = traced(name, Phase.DECODE)
-    model = ir.from_proto(found.before)
-    values = {value.name: value for node in model.graph for value in node.inputs if value is not None}
-    weights = {name: values[name] for name in found.program.weights}
-    for weight_name, value in weights.items():  # which an input of no graph has lost
-        value.shape = found.program.weights[weight_name].shape
-    next(node for node in model.graph if node.op_type == "Sqrt").op_type = "Abs"
-    assert rewrite(Program(model, weights, found.config)) == {"fuse_layer_norm": 4, "fuse_head": 1}
-    assert ops(model.graph)["Abs"] == 1
+    program = found.model.program()
+    nodes_of(program, op_type)[0].op_type = other
+    assert rewrite(program, "cpu") == {**found.counts["cpu"], **fewer}
+    assert ops(program.graph)[other] == 1
 
 
 def test_counts_are_named_after_the_passes() -> None:
-    names = [run.__name__ for run in PASSES]
-    assert names == ["fuse_layer_norm", "fuse_head"]
+    assert tuple(PASSES) == TARGETS
+    names = {target: [run.__name__ for run in passes] for target, passes in PASSES.items()}
+    assert names["portable"] == ["fuse_layer_norm", "fuse_head"]
+    assert names["cpu"] == [*names["portable"], "fuse_attention", "fuse_skip_layer_norm"]
     larger = replace(CONFIG, num_layers=12)
     assert expected_counts(larger) == {"fuse_layer_norm": 25, "fuse_head": 1}
-    assert list(expected_counts(larger)) == names
     without = replace(larger, final_norm=False)
     assert expected_counts(without) == {"fuse_layer_norm": 24, "fuse_head": 1}
+    for target in TARGETS:
+        assert list(expected_counts(larger, target)) == names[target]
+    for config, norms, joined in ((larger, 25, 24), (without, 24, 23)):
+        assert expected_counts(config, "cpu") == {
+            "fuse_layer_norm": norms,
+            "fuse_head": 1,
+            "fuse_attention": 12,
+            "fuse_skip_layer_norm": joined,
+        }
+
+
+# === What target cpu has ===
+
+
+@pytest.mark.parametrize("phase", Phase)
+@pytest.mark.parametrize("name", MODELS)
+def test_attention_is_one_operator_of_each_layer(traced: Trace, name: str, phase: Phase) -> None:
+    found = traced(name, phase)
+    program = found.programs["cpu"]
+    assert found.counts["cpu"] == {
+        "fuse_layer_norm": COUNTS[name],
+        "fuse_head": 1,
+        "fuse_attention": 2,
+        "fuse_skip_layer_norm": 4,
+    }
+    assert found.counts["cpu"] == expected_counts(found.config, "cpu")
+    assert program.model.opset_imports[FUSED_DOMAIN] == 1
+    assert FUSED_DOMAIN not in found.program.model.opset_imports
+    fused = [node.op_type for node in program.graph if node.domain == FUSED_DOMAIN]
+    assert sorted(fused) == ["GroupQueryAttention"] * 2 + ["SkipLayerNormalization"] * 4
+    left = ops(program.graph)
+    for traces_of_attention in ("Softmax", "ScatterND", "Split", "Transpose"):
+        assert found.ops_before[traces_of_attention] >= 1
+        assert left[traces_of_attention] == 0
+    assert left["LayerNormalization"] == COUNTS[name] - 4
+    for layer, node in enumerate(nodes_of(program, "GroupQueryAttention")):
+        assert [value.name for value in node.inputs[3:5]] == list(past_names(layer))
+        assert [value.name for value in node.outputs[1:]] == list(present_names(layer))
+        assert node.attributes["num_heads"].as_int() == node.attributes["kv_num_heads"].as_int() == 4
+        assert node.attributes["scale"].as_float() == pytest.approx(8**-0.5)
+        assert node.attributes["do_rotary"].as_int() == 0
+
+
+@pytest.mark.parametrize("phase", Phase)
+@pytest.mark.parametrize("name", MODELS)
+def test_joined_norms_have_the_weights_of_the_model(traced: Trace, name: str, phase: Phase) -> None:
+    found = traced(name, phase)
+    config = found.config
+    norms = [
+        f"transformer_layer_{i}/{norm}_norm" for i in (0, 1) for norm in ("attention", "feed_forward")
+    ]
+    if config.norm_first:  # each branch leads to the next norm, the last to the final one
+        norms = [*norms[1:], "layer_norm"]
+    biases = [
+        f"transformer_layer_{i}/{part}/bias" for i in (0, 1) for part in ("attention/output", "output")
+    ]
+    nodes = nodes_of(found.programs["cpu"], "SkipLayerNormalization")
+    for node, norm, bias in zip(nodes, norms, biases, strict=True):
+        *_, gamma, beta, branch_bias = (value and value.name for value in node.inputs)
+        scales = (f"{norm}/gamma", f"{norm}/beta") if config.norm_affine else (ONES, None)
+        assert (gamma, beta) == scales
+        assert branch_bias == (bias if config.use_bias else None)
+        assert node.attributes["epsilon"].as_float() == np.float32(1e-5)
 
 
 # === What is computed ===
@@ -236,6 +302,16 @@ CALLS = [
     (Phase.PREFILL, [0], [1]),
     (Phase.DECODE, [3, 0, 11], [1, 1, 1]),
 ]
+# Several tokens after a past are for one row at a time; a row may have no new token.
+CPU_CALLS = [
+    (Phase.PREFILL, [0, 0, 0], [5, 3, 0]),
+    (Phase.PREFILL, [4], [5]),
+    (Phase.PREFILL, [10], [2]),
+    (Phase.PREFILL, [0], [1]),
+    (Phase.DECODE, [3, 0, 11], [1, 1, 1]),
+    (Phase.DECODE, [3, 7], [0, 1]),
+    (Phase.DECODE, [0, 0], [1, 1]),
+]
 
 
 @pytest.mark.parametrize(("phase", "past", "new"), CALLS)
@@ -243,10 +319,8 @@ CALLS = [
 def test_passes_keep_what_the_graph_computes(
     traced: Trace, name: str, phase: Phase, past: list[int], new: list[int]
 ) -> None:
-    found, inputs = traced(name, phase), feeds(phase, past, new)
-    weights = random_weights(found.program)
-    before = run_model(with_weights(found.before, weights), inputs)
-    after = run_model(with_weights(found.after, weights), inputs)
+    found, inputs = traced(name, phase), contract_inputs(CONFIG, phase, past, new)
+    before, after = found.run(inputs), found.run(inputs, "portable")
     assert before["logits"].std() > 0.5
     assert_same(before, after)
     sizes = {"batch": len(past), "sequence": max(new), "capacity": 12}
@@ -255,13 +329,24 @@ def test_passes_keep_what_the_graph_computes(
         assert after[spec.name].shape == shape, spec.name
 
 
+@pytest.mark.parametrize(("phase", "past", "new"), CPU_CALLS)
+@pytest.mark.parametrize("name", MODELS)
+def test_fused_operators_keep_what_is_read_of_the_graph(
+    traced: Trace, name: str, phase: Phase, past: list[int], new: list[int]
+) -> None:
+    found, inputs = traced(name, phase), contract_inputs(CONFIG, phase, past, new)
+    before, after = found.run(inputs), found.run(inputs, "cpu")
+    assert [value.shape for value in before.values()] == [value.shape for value in after.values()]
+    assert_same(readable(before, past, new), readable(after, past, new))
+
+
 @pytest.mark.parametrize(("phase", "past", "new"), CALLS)
 @pytest.mark.parametrize("name", ["opt", "opt-350m"])
 def test_new_tokens_are_written_where_the_past_ends(
     traced: Trace, name: str, phase: Phase, past: list[int], new: list[int]
 ) -> None:
-    found, inputs = traced(name, phase), feeds(phase, past, new)
-    outputs = run_model(with_weights(found.after, random_weights(found.program)), inputs)
+    found, inputs = traced(name, phase), contract_inputs(CONFIG, phase, past, new)
+    outputs = found.run(inputs, "portable")
     for layer in range(2):
         for old, now in zip(past_names(layer), present_names(layer), strict=True):
             for row, (begin, count) in enumerate(zip(past, new, strict=True)):

@@ -28,6 +28,12 @@ TOLERANCE = 2e-5
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 
+@pytest.fixture
+def decoder(any_decoder: SessionDecoder) -> SessionDecoder:
+    """Every test here is for all targets."""
+    return any_decoder
+
+
 def append(
     decoder: SessionDecoder, cache: BoundCache, rows: Sequence[Sequence[int]], **options: Any
 ) -> Any:

@@ -9,6 +9,12 @@ from runtime.session import SessionDecoder
 from tests.runtime.test_session import append, assert_close, logits_alone, random_rows
 
 
+@pytest.fixture
+def decoder(any_decoder: SessionDecoder) -> SessionDecoder:
+    """Every test here is for all targets."""
+    return any_decoder
+
+
 def test_roll_back_forgets(decoder: SessionDecoder) -> None:
     rows = random_rows([10, 7])
     cache = decoder.new_cache(2, 12)

@@ -1,0 +1,164 @@
+"""Exports for target cpu: what the bundle holds, and that it says what the portable one says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+
+from exporter import OPTBackbone, OPTCausalLM, export, export_bundle
+from exporter.errors import ExportError
+from graphs.checks import check_graph
+from graphs.contract import Phase
+from graphs.manifest import FileEntry, read_manifest
+from runtime import Generator
+from tests.exporter.conftest import TOY, randomize_keras
+from tests.exporter.export_helpers import FILES, LENGTH, PROMPTS, bundle_tokens, run
+
+pytestmark = pytest.mark.usefixtures("quick_tracing")
+
+FUSED = {"GroupQueryAttention": 2, "SkipLayerNormalization": 4}
+
+
+@pytest.fixture(scope="module")
+def cpu_bundle(quick_tracing, toy_preset, tmp_path_factory):
+    """The toy preset's bundle and what the command printed."""
+    folder = tmp_path_factory.mktemp("bundles") / "cpu"
+    code, out, err = run(
+        "--preset", toy_preset, "--output", folder, "--target", "cpu", "--verify", "full"
+    )
+    assert code == 0, err
+    return folder, out
+
+
+def fused_operators(path):
+    """How often each operator of ONNX Runtime's own is in a graph file."""
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    names = [node.op_type for node in nodes if node.domain]
+    return {name: names.count(name) for name in set(names)}
+
+
+def test_the_command_says_what_was_fused(cpu_bundle):
+    lines = cpu_bundle[1].splitlines()
+    listed = "fuse_layer_norm 5, fuse_head 1, fuse_attention 2, fuse_skip_layer_norm 4"
+    for phase in Phase:
+        assert f"Rewrites     {phase}: {listed}" in lines
+    (compared,) = (line for line in lines if line.startswith("Logits"))
+    assert "of a standard deviation of Keras's" in compared
+
+
+def test_the_bundle_holds_what_the_portable_one_does(cpu_bundle, toy_bundle_of_ours):
+    folder, portable = cpu_bundle[0], toy_bundle_of_ours.folder
+    assert {path.name for path in folder.iterdir()} == FILES
+    manifest, other = read_manifest(folder), read_manifest(portable)
+    assert (manifest.target, other.target) == ("cpu", "portable")
+    same = {"target": other.target, "graphs": other.graphs}
+    assert replace(manifest, **same) == other
+    manifest.check_files(folder, weights_hash=True)
+
+
+def test_the_graphs_keep_the_contract(cpu_bundle, toy_bundle_of_ours):
+    folder = cpu_bundle[0]
+    for phase in Phase:
+        path = folder / f"{phase}.onnx"
+        check_graph(path, TOY, phase, "weights.bin", "float32")
+        assert fused_operators(path) == FUSED
+        assert fused_operators(toy_bundle_of_ours.folder / path.name) == {}
+
+
+def test_the_bundle_says_what_the_model_says(cpu_bundle, toy_model, greedy, toy_tokenizer):
+    prompts = [[2, *toy_tokenizer.encode(prompt)] for prompt in PROMPTS]
+    assert bundle_tokens(cpu_bundle[0]) == greedy(toy_model, prompts, LENGTH)
+
+
+def with_other_scale(graph):
+    attention = next(node for node in graph.node if node.op_type == "GroupQueryAttention")
+    next(a for a in attention.attribute if a.name == "scale").f *= 1.1
+
+
+def with_wrong_lengths(graph):
+    for node in graph.node:
+        if node.op_type == "GroupQueryAttention":
+            node.input[5] = "new_lengths"
+
+
+def with_other_norm(graph):
+    norm = next(node for node in graph.node if node.op_type == "SkipLayerNormalization")
+    norm.input[1] = norm.input[0]
+
+
+@pytest.mark.parametrize("change", [with_other_scale, with_wrong_lengths, with_other_norm])
+def test_wrongly_fused_graphs_are_caught(toy_preset, tmp_path, monkeypatch, change):
+    write = export.write_bound_graph
+
+    def write_other(program, extents, weights_name, path):
+        write(program, extents, weights_name, path)
+        model = onnx.load(path, load_external_data=False)
+        change(model.graph)
+        onnx.save(model, path)
+        return FileEntry.of(path)
+
+    monkeypatch.setattr(export, "write_bound_graph", write_other)
+    with pytest.raises(ExportError, match="its logits differ from Keras's"):
+        export_bundle(toy_preset, tmp_path / "b", target="cpu", verify="full")
+    assert list(tmp_path.iterdir()) == []
+
+
+# === Other switches, from live models ===
+
+# In one layer; the number of its norms. Two of them follow a sum.
+MODELS = {
+    "opt-350m": (replace(TOY, embedding_dim=16, norm_first=False, final_norm=False), 2),
+    "galactica": (replace(TOY, activation="gelu", use_bias=False, norm_affine=False), 3),
+}
+
+
+def token_dictionary():
+    """Three prompts of different lengths with room for more."""
+    lengths = np.array([[5], [1], [12]])
+    mask = np.arange(LENGTH) < lengths
+    token_ids = np.random.default_rng(3).integers(4, TOY.vocabulary_size, mask.shape)
+    return {"token_ids": np.where(mask, token_ids, 1), "padding_mask": mask}
+
+
+@pytest.mark.parametrize(("config", "norms"), MODELS.values(), ids=MODELS)
+def test_other_models_say_what_their_portable_bundles_say(config, norms, tmp_path):
+    backbone = OPTBackbone.from_sizes(replace(config, num_layers=1), dropout=0.0)
+    randomize_keras(backbone, seed=5)
+    model = OPTCausalLM(backbone)
+    summary = export_bundle(model, tmp_path / "cpu", target="cpu", verify="full")
+    assert summary.comparison.difference < 1e-5
+    for counts in summary.rewrites.values():
+        assert counts == {
+            "fuse_layer_norm": norms,
+            "fuse_head": 1,
+            "fuse_attention": 1,
+            "fuse_skip_layer_norm": 2,
+        }
+    export_bundle(model, tmp_path / "portable", verify="none")
+    for phase in Phase:
+        operators = fused_operators(tmp_path / "cpu" / f"{phase}.onnx")
+        assert operators == {"GroupQueryAttention": 1, "SkipLayerNormalization": 2}
+    for sampler in ("greedy", "beam", "contrastive"):
+        found = []
+        for target in ("portable", "cpu"):
+            generator = Generator.from_bundle(tmp_path / target, device="cpu", threads=1)
+            generator.compile(sampler)
+            result = generator.generate(token_dictionary(), stop_token_ids=None)
+            found.append(result["token_ids"].tolist())
+        assert found[0] == found[1]
+        assert len({tuple(row[-8:]) for row in found[0]}) == 3
+
+
+# === Unknown targets ===
+
+
+def test_an_unknown_target_is_an_error(toy_preset, tmp_path):
+    with pytest.raises(ValueError, match="target must be one of portable, cpu; got 'tpu'"):
+        export_bundle(toy_preset, tmp_path / "b", target="tpu")
+    with pytest.raises(SystemExit) as caught:
+        run("--preset", toy_preset, "--output", tmp_path / "b", "--target", "tpu")
+    assert caught.value.code == 2
+    assert list(tmp_path.iterdir()) == []

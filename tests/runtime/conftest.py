@@ -1,0 +1,63 @@
+"""The toy model in the graphs of every target."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.runtime.toy import approve, edit_manifest
+
+if TYPE_CHECKING:
+    from runtime.session import SessionDecoder
+
+
+@pytest.fixture(scope="session")
+def cpu_bundle_folder(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy bundle rewritten for target cpu: the same weights file, fused graphs."""
+    ir = pytest.importorskip("onnx_ir")
+    from graphs.contract import Phase
+    from graphs.manifest import read_manifest
+    from graphs.passes.attention import fuse_attention
+    from graphs.passes.skip_layer_norm import fuse_skip_layer_norm
+    from graphs.program import Program
+
+    folder = Path(shutil.copytree(toy_bundle, tmp_path_factory.mktemp("bundles") / "toy_cpu"))
+    config = read_manifest(folder).model
+    for phase in Phase:
+        path = folder / f"{phase}.onnx"
+        model = ir.load(path)
+        values = model.graph.initializers.items()
+        weights = {n: v for n, v in values if isinstance(v.const_value, ir.ExternalTensor)}
+        program = Program(model, weights, config)
+        assert (fuse_attention(program), fuse_skip_layer_norm(program)) == (2, 4)
+        path.write_bytes(ir.to_proto(model).SerializeToString())
+        approve(folder, path.name)
+    edit_manifest(folder, lambda values: values.update(target="cpu"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cpu_decoder(cpu_bundle_folder: Path) -> SessionDecoder:
+    """The toy model on ONNX Runtime's fused operators."""
+    from runtime.bundle import load_bundle
+    from runtime.session import SessionDecoder
+
+    return SessionDecoder(load_bundle(cpu_bundle_folder), device="cpu", threads=1)
+
+
+@pytest.fixture(scope="session", params=["portable", "cpu", "cpu in chunks of 3"])
+def any_decoder(request: pytest.FixtureRequest) -> Iterator[SessionDecoder]:
+    """The toy model as each target has it, and with prompts in small chunks."""
+    from runtime import session
+    from runtime.bundle import load_bundle
+
+    name = "toy_bundle" if request.param == "portable" else "cpu_bundle_folder"
+    with pytest.MonkeyPatch.context() as patch:
+        if "chunks" in request.param:
+            patch.setattr(session, "CHUNK_TOKENS", 3)
+        bundle = load_bundle(request.getfixturevalue(name))
+        yield session.SessionDecoder(bundle, device="cpu", threads=1)
