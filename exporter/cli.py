@@ -93,7 +93,17 @@ def _quiet_stderr() -> Iterator[None]:
             os.close(saved)
 
 
+# The hub clients' own switches, which they read when they are first imported.
+QUIET_CLIENTS = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "KAGGLEHUB_VERBOSITY": "error",
+    "TQDM_DISABLE": "1",
+}
+
+
 def _run(options: argparse.Namespace) -> None:
+    if options.quiet:
+        os.environ.update(QUIET_CLIENTS)
     resolve_preset(options.preset)  # a wrong name is told before TensorFlow is loaded
     with _quiet_stderr():
         from exporter.export import export_bundle  # Keras and TensorFlow: only when there is work

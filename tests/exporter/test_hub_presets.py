@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
-from exporter import OPTCausalLM, OPTTokenizer
+from exporter import OPTCausalLM, OPTTokenizer, cli
 from tests.exporter.conftest import TOY, write_hf_weights
 from tests.exporter.export_helpers import PROMPTS, bundle_tokens, run
 from tests.exporter.hub_servers import HuggingFaceServer, KaggleServer
@@ -68,3 +69,20 @@ def test_a_tokenizer_needs_no_weights(kaggle, toy_preset):
     tokenizer = OPTTokenizer.from_preset("kaggle://me/opt/keras/toy/1")
     assert tokenizer.get_vocabulary() == OPTTokenizer.from_preset(toy_preset).get_vocabulary()
     assert "model.weights.h5" not in kaggle.requested()
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_quiet_export_silences_the_clients_before_they_are_imported(quiet, monkeypatch):
+    others = {name: v for name, v in os.environ.items() if name not in cli.QUIET_CLIENTS}
+    monkeypatch.setattr(os, "environ", others)  # what the command sets ends with the test
+    seen = {}
+
+    def resolve(preset):
+        seen.update(os.environ)
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(cli, "resolve_preset", resolve)
+    assert cli.main(["--preset", "hf://me/toy", *(["--quiet"] if quiet else [])]) == 2
+    assert {name: seen.get(name) for name in cli.QUIET_CLIENTS} == (
+        cli.QUIET_CLIENTS if quiet else dict.fromkeys(cli.QUIET_CLIENTS)
+    )
