@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
-from runtime.pipeline import (
+from runtime.tokenizer_pipeline import (
     MERGES_FILE,
     SPECIAL_TOKENS_FILE,
     TOKENIZER_FILE,

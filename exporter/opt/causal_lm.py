@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from exporter.opt import optimizers, pipeline
+from exporter.opt import optimizers, training_data
 from exporter.opt.backbone import OPTBackbone
 from exporter.opt.keras_backend import keras
 from exporter.opt.keras_decoder import KerasDecoder
@@ -164,17 +164,17 @@ class CausalLM(keras.Model):
         [batch, sequence] multiplies the weights of the tokens, which are 1 for text and 0 for padding.
         """
         if validation_split and validation_data is None:
-            (x, y, sample_weight), validation_data = pipeline.split(
+            (x, y, sample_weight), validation_data = training_data.split(
                 (x, y, sample_weight), validation_split
             )
-        data = pipeline.dataset(
+        data = training_data.dataset(
             self.preprocessor, x, y, sample_weight, batch_size=batch_size, shuffle=shuffle
         )
         if validation_data is not None:
             parts = validation_data if isinstance(validation_data, tuple) else (validation_data,)
-            batched = isinstance(parts[0], pipeline.BATCHED)
+            batched = isinstance(parts[0], training_data.BATCHED)
             size = None if batched else validation_batch_size or batch_size
-            validation_data = pipeline.dataset(self.preprocessor, *parts, batch_size=size)
+            validation_data = training_data.dataset(self.preprocessor, *parts, batch_size=size)
         return super().fit(
             data,
             epochs=epochs,
@@ -200,14 +200,14 @@ class CausalLM(keras.Model):
     ) -> Any:
         """`keras.Model.evaluate` on what `fit` takes."""
         if not kwargs.get("_use_cached_eval_dataset"):  # inside fit, which has preprocessed it
-            x = pipeline.dataset(self.preprocessor, x, y, sample_weight, batch_size=batch_size)
+            x = training_data.dataset(self.preprocessor, x, y, sample_weight, batch_size=batch_size)
         return super().evaluate(x, verbose=verbose, **kwargs)
 
     def predict(
         self, x: Any, batch_size: int | None = None, verbose: Any = "auto", **kwargs: Any
     ) -> Any:
         """`keras.Model.predict`: logits [batch, sequence, vocabulary] of strings or tokens."""
-        data = pipeline.dataset(self.preprocessor, x, batch_size=batch_size)
+        data = training_data.dataset(self.preprocessor, x, batch_size=batch_size)
         return super().predict(data, verbose=verbose, **kwargs)
 
     def train_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, **kwargs: Any) -> Any:
@@ -223,7 +223,7 @@ class CausalLM(keras.Model):
         return super().predict_on_batch(self._batch(x)[0])
 
     def _batch(self, x: Any, y: Any = None, sample_weight: Any = None) -> tuple[Any, Any, Any]:
-        batch = pipeline.preprocess(self.preprocessor, x, y, sample_weight)
+        batch = training_data.preprocess(self.preprocessor, x, y, sample_weight)
         return keras.utils.unpack_x_y_sample_weight(batch)
 
     def _generator(self) -> Generator:

@@ -12,8 +12,14 @@ import tensorflow as tf
 from exporter.opt.keras_backend import keras
 from exporter.opt.text_inputs import as_id_rows, as_strings, is_symbolic
 from exporter.presets.listing import PresetListing
-from runtime.pipeline import MERGES_FILE, TOKENIZER_FILE, VOCABULARY_FILE, bpe_pipeline, read_files
 from runtime.tokenizer import Tokenizer
+from runtime.tokenizer_pipeline import (
+    MERGES_FILE,
+    TOKENIZER_FILE,
+    VOCABULARY_FILE,
+    bpe_pipeline,
+    read_files,
+)
 from runtime.vocabulary import parse_merges, parse_vocabulary, read_merges, read_vocabulary
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -13,6 +12,7 @@ from exporter.checkpoints.readers import TensorReader, open_checkpoint
 from exporter.checkpoints.weight_map import BoundTarget, WeightMap, bind_checkpoint
 from exporter.errors import PresetError
 from exporter.presets.hugging_face_config import read_hugging_face_config
+from exporter.presets.json_file import read_json
 from exporter.presets.tokenizer_files import (
     hugging_face_tokenizer_files,
     keras_tokenizer_files,
@@ -90,7 +90,7 @@ def read_preset(folder: Path) -> PresetFolder:
             f"{folder} is {what}: it has no config.json (Keras and Hugging Face both write one beside "
             "the weights)"
         )
-    config = _read_json(path)
+    config = read_json(path)
     try:
         if "registered_name" in config or "class_name" in config:
             return _read_keras(folder, config)
@@ -119,16 +119,6 @@ def _read_text(folder: Path) -> TextFolder | None:
     if (folder / "tokenizer_config.json").is_file():
         return TextFolder(folder=folder, tokenizer_files=hugging_face_tokenizer_files(folder, {}))
     return TextFolder(**_keras_text(folder)) if (folder / "tokenizer.json").is_file() else None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise PresetError(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise PresetError(f"{path} must hold a JSON object, got {type(value).__name__}")
-    return value
 
 
 # === Keras ===
@@ -173,7 +163,7 @@ def _keras_sizes(values: dict[str, Any]) -> ModelConfig:
 def _preprocessor_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    config = _read_json(path).get("config", {})
+    config = read_json(path).get("config", {})
     length = config.get("sequence_length", 1) if isinstance(config, dict) else None
     if type(length) is not int or length < 1:
         raise PresetError(f"{path}: sequence_length must be a positive whole number, got {length!r}")

@@ -16,7 +16,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from exporter.errors import PresetError
-from runtime.pipeline import (
+from exporter.presets.json_file import read_json_if_there
+from runtime.tokenizer_pipeline import (
     END_TOKEN,
     MERGES_FILE,
     PAD_TOKEN,
@@ -48,7 +49,7 @@ def keras_tokenizer_files(folder: Path) -> dict[str, str] | None:
 
 def keras_tokenizer_options(folder: Path) -> dict[str, Any]:
     """The options of `OPTTokenizer` in a Keras preset folder's `tokenizer.json`."""
-    config = _read_object(folder / "tokenizer.json").get("config", {})
+    config = read_json_if_there(folder / "tokenizer.json").get("config", {})
     return {name: config[name] for name in KERAS_OPTIONS if config.get(name) is not None}
 
 
@@ -62,15 +63,15 @@ def hugging_face_tokenizer_files(folder: Path, config: Mapping[str, Any]) -> dic
     Raises:
         PresetError: naming the file that is broken or of an unsupported kind.
     """
-    options = _read_object(folder / "tokenizer_config.json")
+    options = read_json_if_there(folder / "tokenizer_config.json")
     path = folder / "tokenizer.json"
     try:
         if path.is_file():
-            return _from_fast(_read_object(path), options, config)
+            return _from_fast(read_json_if_there(path), options, config)
         path = folder / "vocab.json"
         if path.is_file() and (folder / "merges.txt").is_file():
             merges = parse_merges((folder / "merges.txt").read_text(encoding="utf-8"))
-            return _from_slow(_read_object(path), merges, options, config)
+            return _from_slow(read_json_if_there(path), merges, options, config)
     except KeyError as error:
         raise PresetError(f"{path} lacks the value {error}") from None
     except (AttributeError, TypeError, ValueError) as error:
@@ -188,16 +189,3 @@ def _end_and_pad(
 def _content(token: Any) -> str | None:
     """A special token in `tokenizer_config.json` is a string, a dictionary or absent."""
     return token.get("content") if isinstance(token, dict) else token
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is no file."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise PresetError(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise PresetError(f"{path} must hold a JSON object, got {type(value).__name__}")
-    return value

@@ -6,11 +6,13 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
-from bench.workers.protocol import Generate, Job, serve
+from bench.workers.protocol import Conversion, Job, Model, RefusalError, serve
 
 
-def load(job: Job) -> Generate:
+def load(job: Job) -> Model:
     """Generates the sum of a prompt, plus one for each token."""
     print("a library greets on standard output")
     fault = job.options.get("fault")
@@ -25,13 +27,32 @@ def load(job: Job) -> Generate:
             sys.exit(3)
         if fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "refuse" and len(token_ids) > 1:
+            raise RefusalError("one row at a time")
         if fault == "short":
             new_tokens -= 1
         time.sleep(job.options.get("sleep", 0))
         return [[sum(row) + i for i in range(new_tokens)] for row in token_ids]
 
-    return generate
+    def logits(token_ids: list[list[int]], places: int) -> Any:
+        """One-hot of each token in a vocabulary of eight, times a factor."""
+        import numpy as np
+
+        places -= fault == "few places"
+        return np.eye(8, dtype=np.float32)[token_ids][:, -places:] * job.options["logits"]
+
+    return Model(generate, logits if "logits" in job.options else None)
+
+
+def convert(conversion: Conversion) -> None:
+    """Copies the names of the source's files and the options."""
+    print("a library chats")
+    if conversion.options.get("fault") == "convert":
+        raise OSError(f"cannot convert {conversion.source}")
+    names = sorted(path.name for path in Path(conversion.source).iterdir())
+    text = f"{names} {conversion.options}"
+    Path(conversion.target, "converted.txt").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    serve(load, ("numpy", "no-such-package"))
+    serve(load, ("numpy", "no-such-package"), convert)

@@ -15,8 +15,9 @@ import pytest
 
 from bench import bundle_speed, opt_bench
 from bench.bundle_speed import Settings, measure_bundle
+from bench.command import parse_counts
 from bench.measure import Spread, TimedRun, check_room, random_prompts, time_generation
-from bench.opt_bench import format_report, main, parse_batches
+from bench.opt_bench import format_report, main
 from bench.system import describe_hardware
 from graphs.manifest import read_manifest
 from graphs.versions import package_versions
@@ -259,8 +260,8 @@ def test_help_has_examples(capsys):
 
 
 @pytest.mark.parametrize(("text", "batches"), [("1", (1,)), ("1,8", (1, 8)), (" 4 , 2", (4, 2))])
-def test_parse_batches(text, batches):
-    assert parse_batches(text) == batches
+def test_parse_counts(text, batches):
+    assert parse_counts("--batch", text) == batches
 
 
 def test_needs_no_more_than_serving(toy_bundle, repository):

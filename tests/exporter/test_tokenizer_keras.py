@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from exporter import OPTTokenizer
-from runtime.pipeline import SpecialTokens
+from runtime.tokenizer_pipeline import SpecialTokens
 from tests.exporter.galactica import galactica_tokenizer
 from tests.exporter.varied_texts import HAND_PICKED
 

@@ -14,8 +14,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from runtime import BundleError
 from runtime.bundle import load_bundle
-from runtime.pipeline import SpecialTokens
 from runtime.tokenizer import StreamDecoder, Tokenizer, byte_alphabet
+from runtime.tokenizer_pipeline import SpecialTokens
 from tests.runtime.toy import edit_manifest
 
 SPECIAL = ["<s>", "<pad>", "</s>", "[REF]"]
