@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.environments import ENVIRONMENTS
 from bench.make_checkpoint import FORMATS, HUGGING_FACE_FORMAT, write_checkpoint
 from bench.random_weights import OPT_DEVIATION
-from bench.workers.process import module_environment
+from bench.workers.process import convert, module_environment
+from bench.workers.protocol import Conversion
+from bench.workers.systems import System
+from exporter.bundle_folder import atomic_folder
 from exporter.presets.folder import read_preset
 from graphs.contract import ModelConfig
 from graphs.manifest import read_manifest
 
 BUNDLE = "bundle"
+CONVERSION_FILE = "bench-conversion.json"  # in a converted folder: what it was made of
 
 
 @dataclass(frozen=True)
@@ -24,11 +30,21 @@ class CheckpointSet:
 
     Attributes:
         config: its sizes.
-        folders: where it is in each format: `"huggingface"`, `"keras"` and `"bundle"`.
+        folder: holds the formats and what workers have converted, each in a folder of its own.
+        formats: where it is as `"huggingface"` and `"keras"`.
+        bundles: where a bundle of it is or is to be, by the name of its system.
     """
 
     config: ModelConfig
-    folders: dict[str, Path]
+    folder: Path
+    formats: Mapping[str, Path]
+    bundles: Mapping[str, Path]
+
+    def path_of(self, system: System) -> Path:
+        """What a system's worker loads."""
+        if system.checkpoint == BUNDLE:
+            return self.bundles[system.name]
+        return self.folder / system.name if system.converted else self.formats[system.checkpoint]
 
 
 def make_checkpoints(
@@ -55,48 +71,91 @@ def make_checkpoints(
         write_checkpoint(config, folder / format, format=format, seed=seed, deviation=deviation)
 
 
-def find_checkpoints(folder: Path, kinds: Collection[str], bundle: Path) -> CheckpointSet:
-    """Finds the checkpoints of these kinds in a folder, and what a bundle that is not there needs.
+def find_checkpoints(
+    folder: Path, kinds: Collection[str], bundles: Mapping[str, Path]
+) -> CheckpointSet:
+    """Finds the checkpoints of these kinds in a folder, and what bundles that are not there need.
+
+    Args:
+        folder: has the folders `huggingface` and `keras`.
+        kinds: formats that are wanted.
+        bundles: of the same model, by the name of their system.
 
     Raises:
         ValueError: if one is missing, or they are not of one size.
     """
-    kinds, folders, configs = set(kinds), {}, {}
-    if BUNDLE in kinds and bundle.exists():
-        kinds.remove(BUNDLE)
-        folders[BUNDLE], configs[bundle] = bundle, read_manifest(bundle).model
-    for format in _written_formats(kinds):
+    formats: dict[str, Path] = {}
+    configs = {path: read_manifest(path).model for path in bundles.values() if path.exists()}
+    wanted = {kind for kind in kinds if kind != BUNDLE}
+    if any(not path.exists() for path in bundles.values()):
+        wanted.add(BUNDLE)
+    for format in _written_formats(wanted):
         path = folder / format
         if not path.is_dir():
             raise ValueError(
                 f"{path} is missing; make it with: python -m bench.make_checkpoint --shape NAME "
                 f"--format {format} --output {path}"
             )
-        folders[format], configs[path] = path, read_preset(path).config
+        formats[format], configs[path] = path, read_preset(path).config
     (first, config), *others = configs.items()
     for path, other in others:
         if other != config:
             raise ValueError(f"{first} and {path} hold models of different sizes")
-    return CheckpointSet(config, folders)
+    return CheckpointSet(config, folder, formats, bundles)
 
 
-def export_bundle(checkpoints: CheckpointSet, bundle: Path) -> None:
-    """Exports the Hugging Face folder by the command that a user types; adds the bundle to the set.
+def export_bundle(checkpoints: CheckpointSet, system: System) -> None:
+    """Exports the Hugging Face folder by the command that a user types, for CPUs.
 
     The command is a process of its own, so that this one stays small.
 
     Raises:
         RuntimeError: if it fails.
     """
-    preset = checkpoints.folders[HUGGING_FACE_FORMAT]
+    preset = checkpoints.formats[HUGGING_FACE_FORMAT]
     command = [sys.executable, "-m", "exporter.cli", "--preset", str(preset)]
-    command += ["--output", str(bundle), "--verify", "graph", "--quiet"]
+    command += ["--output", str(checkpoints.path_of(system)), "--precision", system.precision]
+    command += ["--target", "cpu", "--verify", "graph", "--quiet"]
     result = subprocess.run(
         command, capture_output=True, text=True, env=module_environment(), check=False
     )
     if result.returncode:
         raise RuntimeError(f"exporting {preset} failed: {result.stderr.strip()}")
-    checkpoints.folders[BUNDLE] = bundle
+
+
+def convert_checkpoint(checkpoints: CheckpointSet, system: System, python: str) -> bool:
+    """Converts a checkpoint for a system, unless its folder was made of the same already.
+
+    Args:
+        checkpoints: of the model; the conversion is kept in its folder.
+        system: one that is `converted`.
+        python: interpreter of the system's environment.
+
+    Returns:
+        Whether there was something to do.
+
+    Raises:
+        WorkerError: if it fails.
+    """
+    source, target = checkpoints.formats[system.checkpoint], checkpoints.path_of(system)
+    made_of = json.dumps(_conversion_inputs(system, source), indent=2) + "\n"
+    stamp = target / CONVERSION_FILE
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == made_of:
+        return False
+    with atomic_folder(target) as temporary:
+        convert(system, Conversion(str(source), str(temporary), system.options), python)
+        (temporary / CONVERSION_FILE).write_text(made_of, encoding="utf-8")
+    return True
+
+
+def _conversion_inputs(system: System, source: Path) -> dict[str, object]:
+    files = {path.name: path.stat() for path in sorted(source.iterdir())}
+    environment = ENVIRONMENTS.get(system.environment or "")
+    return {
+        "files": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in files.items()},
+        "options": system.options,
+        "requirements": list(environment.requirements) if environment else [],
+    }
 
 
 def _written_formats(kinds: Collection[str]) -> list[str]:

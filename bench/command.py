@@ -22,6 +22,23 @@ def check_counts(options: argparse.Namespace, **least: int) -> None:
             raise ValueError(f"--{option} must be at least {minimum}, got {value}")
 
 
+def parse_counts(option: str, text: str) -> tuple[int, ...]:
+    """Whole numbers of at least 1 from `"1,8"`.
+
+    Raises:
+        ValueError: naming the option, if the text is no list of these.
+    """
+    try:
+        counts = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        counts = ()
+    if not counts or min(counts) < 1:
+        raise ValueError(
+            f"{option} must be whole numbers of at least 1 with commas between, as in 1,8; got {text!r}"
+        )
+    return counts
+
+
 def check_output(option: str, path: str | None) -> None:
     """Fails before the work rather than after it where a result cannot be written.
 

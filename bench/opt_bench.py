@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from bench.bundle_speed import Report, Settings, measure_bundle
-from bench.command import check_counts, check_output, print_progress, write_json
+from bench.command import check_counts, check_output, parse_counts, print_progress, write_json
 from bench.measure import Spread
 from runtime.command import run_command
 
@@ -72,7 +72,7 @@ def _run(options: argparse.Namespace) -> None:
     settings = Settings(
         prompt_tokens=options.prompt_tokens,
         new_tokens=options.new_tokens,
-        batches=parse_batches(options.batch),
+        batches=parse_counts("--batch", options.batch),
         trials=options.trials,
         threads=options.threads,
         device=options.device,
@@ -83,23 +83,6 @@ def _run(options: argparse.Namespace) -> None:
         print(format_report(report))
     if options.json is not None:
         write_json(report.to_dict(), options.json)
-
-
-def parse_batches(text: str) -> tuple[int, ...]:
-    """Batch sizes from `"1,8"`.
-
-    Raises:
-        ValueError: if it is no list of whole numbers of at least 1.
-    """
-    try:
-        batches = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        batches = ()
-    if not batches or min(batches) < 1:
-        raise ValueError(
-            f"--batch must be whole numbers of at least 1 with commas between, as in 1,8; got {text!r}"
-        )
-    return batches
 
 
 def format_report(report: Report) -> str:

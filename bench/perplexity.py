@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from bench.command import check_counts, print_progress
 from exporter.presets.text_rows import pack_rows
-from runtime.bundle import load_bundle
+from runtime.bundle import Bundle, load_bundle
 from runtime.command import run_command
 from runtime.decoder import Decoder
 
@@ -59,6 +59,20 @@ class Perplexity:
         return math.exp(self.mean_loss)
 
 
+@dataclass(frozen=True)
+class Rows:
+    """A text as rows of tokens.
+
+    Attributes:
+        inputs, labels: int64 [rows, length]: the tokens fed, the tokens to predict.
+        origin: where the text came from, for people.
+    """
+
+    inputs: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    origin: str
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
     parser = argparse.ArgumentParser(
@@ -90,23 +104,36 @@ def _run(options: argparse.Namespace) -> None:
 
     check_counts(options, batch=1, threads=1)
     bundle = load_bundle(options.bundle)
+    rows = read_rows(bundle, options.text)
+    decoder = SessionDecoder(bundle, device=options.device, threads=options.threads)
+    found = measure_perplexity(decoder, rows.inputs, rows.labels, options.batch, print_progress)
+    print(
+        f"perplexity {found.value:.4f} of {found.tokens} tokens "
+        f"({found.rows} rows of {found.row_tokens}; text: {rows.origin})"
+    )
+
+
+def read_rows(bundle: Bundle, text: str | None) -> Rows:
+    """A text in a bundle's tokens, in rows as the embedded preset was trained with.
+
+    Args:
+        bundle: whose tokenizer to use; its positions bound a row.
+        text: path of a UTF-8 file; `None` for the held-out part of Python's own documentation.
+
+    Raises:
+        ValueError: if the bundle has no tokenizer or the text is empty.
+    """
     if bundle.tokenizer is None:
-        raise ValueError(f"{options.bundle} has no tokenizer, which text needs")
-    if options.text is None:
+        raise ValueError(f"{bundle.folder} has no tokenizer, which text needs")
+    if text is None:
         from exporter.presets.corpus import split_documents
 
         texts = split_documents()[1]
         origin = f"held-out documentation of Python {platform.python_version()}"
     else:
-        texts, origin = [Path(options.text).read_text(encoding="utf-8")], options.text
+        texts, origin = [Path(text).read_text(encoding="utf-8")], text
     length = min(ROW_TOKENS, bundle.manifest.model.max_sequence_length)
-    inputs, labels = pack_rows(bundle.tokenizer, texts, length)
-    decoder = SessionDecoder(bundle, device=options.device, threads=options.threads)
-    found = measure_perplexity(decoder, inputs, labels, options.batch, print_progress)
-    print(
-        f"perplexity {found.value:.4f} of {found.tokens} tokens "
-        f"({found.rows} rows of {found.row_tokens}; text: {origin})"
-    )
+    return Rows(*pack_rows(bundle.tokenizer, texts, length), origin)
 
 
 def measure_perplexity(
@@ -140,11 +167,11 @@ def _summed_loss(decoder: Decoder, inputs: NDArray[np.int64], labels: NDArray[np
     total = 0.0
     for i in range(length):
         logits = decoder.append(cache, inputs[:, i : i + 1], ones).logits
-        total -= float(_log_likelihoods(logits, labels[:, i]).sum())
+        total -= float(log_likelihoods(logits, labels[:, i]).sum())
     return total
 
 
-def _log_likelihoods(logits: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+def log_likelihoods(logits: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.float64]:
     """Logarithm of the probability of each row's label, in float64."""
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(axis=-1, keepdims=True)

@@ -7,12 +7,13 @@ Keras 3.15 chooses a TensorFlow graph without XLA. Each new length of input is t
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from bench.workers.padding import with_room
-from bench.workers.protocol import Generate, Job, serve
+from bench.workers.protocol import Job, Model, serve
 
 
-def load(job: Job) -> Generate:
+def load(job: Job) -> Model:
     """See `bench.workers.protocol.serve`."""
     os.environ["KERAS_BACKEND"] = "tensorflow"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -31,7 +32,10 @@ def load(job: Job) -> Generate:
         rows: list[list[int]] = outputs["token_ids"][:, -new_tokens:].tolist()
         return rows
 
-    return generate
+    def logits(token_ids: list[list[int]], places: int) -> Any:
+        return model(with_room(token_ids, 0)).numpy()[:, -places:]
+
+    return Model(generate, logits)
 
 
 if __name__ == "__main__":

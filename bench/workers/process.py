@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -17,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.workers.protocol import Job
+from bench.workers.protocol import Conversion, Job, RefusalError
 from bench.workers.systems import System
 
 REPOSITORY = Path(__file__).parents[2]
@@ -46,26 +47,30 @@ class Worker:
         system: which.
         checkpoint: folder to load.
         threads: CPU threads to compute with.
+        python: interpreter of the system's environment; the running one by default.
 
     Attributes:
         load_seconds: from a running Python to a loaded model, imports included.
         versions: of the system's packages.
+        gives_logits: whether `logits` can be asked for.
         peak_memory_bytes: of the process so far; `None` where it cannot be told.
 
     Raises:
         WorkerError: if it does not get ready, with what it wrote to standard error.
     """
 
-    def __init__(self, system: System, checkpoint: Path, threads: int) -> None:
-        self.name = system.name
+    def __init__(
+        self, system: System, checkpoint: Path, threads: int, python: str = sys.executable
+    ) -> None:
+        self.system, self.name = system, system.name
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with the worker
         job = Job(str(checkpoint), threads, system.options)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", system.module, json.dumps(asdict(job))],
+            [python, "-m", system.module, "serve", json.dumps(asdict(job))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=_worker_environment(threads),
+            env=worker_environment(threads),
             text=True,
             encoding="utf-8",
         )
@@ -74,6 +79,7 @@ class Worker:
             ready = self._receive("loading")
             self.load_seconds = float(ready["load_seconds"])
             self.versions: dict[str, str] = ready["versions"]
+            self.gives_logits: bool = ready["gives_logits"]
         except BaseException:
             self.close()
             raise
@@ -82,18 +88,16 @@ class Worker:
         """Has the worker generate greedily; prompts int64 [rows, length].
 
         Raises:
+            RefusalError: if its system cannot do that, with the reason.
             WorkerError: if it dies or does not give `new_tokens` tokens for each row.
         """
         time.sleep(SETTLE_SECONDS)
         doing = f"generating {new_tokens} tokens after {prompts.shape[1]}"
-        request = {"token_ids": prompts.tolist(), "new_tokens": new_tokens}
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            raise self._death(doing) from None
-        answer = self._receive(doing)
+        answer = self._ask(
+            doing, {"ask": "generate", "token_ids": prompts.tolist(), "new_tokens": new_tokens}
+        )
+        if "refused" in answer:
+            raise RefusalError(answer["refused"])
         token_ids = np.array(answer["token_ids"], np.int64)
         if token_ids.shape != (len(prompts), new_tokens):
             raise WorkerError(
@@ -101,6 +105,35 @@ class Worker:
                 f"{len(prompts)} rows"
             )
         return Generation(float(answer["seconds"]), token_ids)
+
+    def logits(self, token_ids: NDArray[np.int64], places: int) -> NDArray[np.float32]:
+        """What the model says after each of the last `places` tokens of each row.
+
+        Args:
+            token_ids: int64 [rows, length].
+            places: at most the length.
+
+        Returns:
+            float32 [rows, places, vocabulary].
+
+        Raises:
+            WorkerError: if it dies or gives another number of rows or places.
+        """
+        doing = f"telling logits after {token_ids.shape[1]} tokens"
+        answer = self._ask(doing, {"ask": "logits", "token_ids": token_ids.tolist(), "places": places})
+        shape = tuple(answer["shape"])
+        if shape[:2] != (len(token_ids), places):
+            raise WorkerError(f"{self.name} gave logits of shape {shape} when {doing}")
+        return np.frombuffer(base64.b64decode(answer["float32"]), "<f4").reshape(shape)
+
+    def _ask(self, doing: str, request: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._death(doing) from None
+        return self._receive(doing)
 
     def close(self) -> None:
         """Ends the process."""
@@ -139,10 +172,32 @@ class Worker:
     def _death(self, doing: str) -> WorkerError:
         code = self._process.wait()
         self._errors.seek(0)
-        lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        told = "\n".join(lines[-STDERR_LINES:]) or "nothing on standard error"
+        told = _last_lines(self._errors.read().decode(errors="replace"))
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         return WorkerError(f"{self.name} {how} when {doing}:\n{told}")
+
+
+def convert(system: System, conversion: Conversion, python: str = sys.executable) -> None:
+    """Has a system's worker convert a checkpoint, in a process of its own.
+
+    Raises:
+        WorkerError: if it fails, with what it wrote to standard error.
+    """
+    result = subprocess.run(
+        [python, "-m", system.module, "convert", json.dumps(asdict(conversion))],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env=worker_environment(os.cpu_count() or 1),
+        check=False,
+    )
+    if result.returncode:
+        told = _last_lines(result.stderr)
+        raise WorkerError(f"{system.name} failed to convert {conversion.source}:\n{told}")
+
+
+def _last_lines(text: str) -> str:
+    return "\n".join(text.strip().splitlines()[-STDERR_LINES:]) or "nothing on standard error"
 
 
 def module_environment() -> dict[str, str]:
@@ -155,7 +210,8 @@ def module_environment() -> dict[str, str]:
     }
 
 
-def _worker_environment(threads: int) -> dict[str, str]:
+def worker_environment(threads: int) -> dict[str, str]:
+    """Environment variables of a worker."""
     return {
         **module_environment(),
         "OMP_NUM_THREADS": str(threads),

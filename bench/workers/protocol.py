@@ -1,17 +1,24 @@
 """The worker's side of the conversation with `bench.compare`: one JSON object a line.
 
-A worker is started with a `Job` as its argument. It loads the model and writes a line with
-`load_seconds`, `versions` and `peak_memory_bytes`. For each line
-`{"token_ids": [rows, length], "new_tokens": N}` on standard input it then generates exactly N tokens
-for each row, greedily, and answers with `seconds`, `token_ids` [rows, N] and `peak_memory_bytes`. It
-waits for the next line without using the CPU, and ends when its input does. Anything that goes wrong
-is a traceback on standard error and the end of the process.
+A worker is started as `serve JOB`. It loads the model and writes a line with `load_seconds`, `versions`
+and `gives_logits`. Each line on standard input then asks for one thing:
+
+- `{"ask": "generate", "token_ids": [rows, length], "new_tokens": N}`: exactly N tokens for each row,
+  greedily. The answer has `seconds` and `token_ids` [rows, N], or `refused` with the reason of a worker
+  whose system cannot do that.
+- `{"ask": "logits", "token_ids": [rows, length], "places": K}`: what the model says after each of the
+  last K tokens of each row. The answer has `shape` [rows, K, vocabulary] and `float32` in base 64.
+
+Every answer has `peak_memory_bytes`. The worker waits for the next line without using the CPU, and ends
+when its input does. Anything that goes wrong is a traceback on standard error and the end of the
+process. Started as `convert CONVERSION`, it makes the files that its system reads instead.
 
 Standard library only.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import sys
@@ -22,6 +29,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from graphs.versions import package_versions
+
+
+class RefusalError(Exception):
+    """A system cannot do what it was asked for; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -39,29 +50,82 @@ class Job:
     options: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Conversion:
+    """What a worker is to convert.
+
+    Attributes:
+        source: folder as Hugging Face writes it, without tokenizer files.
+        target: empty folder that gets what the worker's system reads.
+        options: as the job's.
+    """
+
+    source: str
+    target: str
+    options: dict[str, Any]
+
+
 # From prompts [rows, length] and a count to exactly that many new tokens for each row.
 Generate = Callable[[list[list[int]], int], list[list[int]]]
+# From rows [rows, length] and a count to an array, float32 [rows, count, vocabulary], of the logits
+# after each of the last `count` tokens.
+Logits = Callable[[list[list[int]], int], Any]
 
 
-def serve(load: Callable[[Job], Generate], packages: Iterable[str]) -> None:
-    """Runs a worker until its input ends.
+@dataclass(frozen=True)
+class Model:
+    """A loaded model: how it generates, and how it tells logits where it can."""
+
+    generate: Generate
+    logits: Logits | None = None
+
+
+def serve(
+    load: Callable[[Job], Model],
+    packages: Iterable[str],
+    convert: Callable[[Conversion], None] | None = None,
+) -> None:
+    """Runs a worker until its input ends, or a conversion.
 
     Args:
         load: imports the system, which so counts as loading, and loads the model.
         packages: whose versions to tell.
+        convert: for a system that reads files of its own kind.
     """
+    task, values = sys.argv[1], json.loads(sys.argv[2])
+    if task == "convert":
+        assert convert is not None
+        convert(Conversion(**values))
+        return
     replies = _claim_standard_output()
-    job = Job(**json.loads(sys.argv[1]))
     started = time.perf_counter()
-    generate = load(job)
-    load_seconds = time.perf_counter() - started
-    _reply(replies, load_seconds=load_seconds, versions=package_versions(packages))
+    model = load(Job(**values))
+    _reply(
+        replies,
+        load_seconds=time.perf_counter() - started,
+        versions=package_versions(packages),
+        gives_logits=model.logits is not None,
+    )
     for line in iter(sys.stdin.readline, ""):
         request = json.loads(line)
-        started = time.perf_counter()
-        token_ids = generate(request["token_ids"], request["new_tokens"])
-        seconds = time.perf_counter() - started
-        _reply(replies, seconds=seconds, token_ids=token_ids)
+        answer = {"generate": _generate, "logits": _logits}[request["ask"]]
+        _reply(replies, **answer(model, request))
+
+
+def _generate(model: Model, request: dict[str, Any]) -> dict[str, Any]:
+    started = time.perf_counter()
+    try:
+        token_ids = model.generate(request["token_ids"], request["new_tokens"])
+    except RefusalError as refusal:
+        return {"refused": str(refusal)}
+    return {"seconds": time.perf_counter() - started, "token_ids": token_ids}
+
+
+def _logits(model: Model, request: dict[str, Any]) -> dict[str, Any]:
+    assert model.logits is not None
+    values = model.logits(request["token_ids"], request["places"])
+    encoded = base64.b64encode(values.astype("<f4").tobytes()).decode()
+    return {"shape": list(values.shape), "float32": encoded}
 
 
 def _claim_standard_output() -> TextIO:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.workers.protocol import Generate, Job, serve
+from bench.workers.hugging_face import generation_of
+from bench.workers.protocol import Job, Model, serve
 
 
-def load(job: Job) -> Generate:
+def load(job: Job) -> Model:
     """See `bench.workers.protocol.serve`."""
     import torch
     from transformers import OPTForCausalLM
@@ -18,21 +19,7 @@ def load(job: Job) -> Generate:
         job.checkpoint, dtype=torch.float32, local_files_only=True
     )
     model.eval()
-    model.generation_config.eos_token_id = None  # never stops early
-
-    def generate(token_ids: list[list[int]], new_tokens: int) -> list[list[int]]:
-        prompts = torch.tensor(token_ids)
-        outputs = model.generate(
-            prompts,
-            attention_mask=torch.ones_like(prompts),
-            max_new_tokens=new_tokens,
-            do_sample=False,
-            use_cache=True,
-        )
-        rows: list[list[int]] = outputs[:, prompts.shape[1] :].tolist()
-        return rows
-
-    return generate
+    return generation_of(model)
 
 
 if __name__ == "__main__":
