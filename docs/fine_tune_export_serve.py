@@ -1,6 +1,6 @@
 """Fine-tune, export, serve: the whole way in one script, in under a minute on two cores.
 
-    python docs/fine_tune_export_serve.py [--preset opt_tiny_en] [--output DIR] [--epochs 20]
+    python docs/fine_tune_export_serve.py [--preset opt_tiny_en] [--output DIR] [--epochs 40]
 
 It trains a low-rank adapter on a few sentences, exports the model with the adapter merged in, and then
 generates from the bundle in a process that loads neither Keras nor TensorFlow.
@@ -56,7 +56,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--preset", default="opt_tiny_en")
     parser.add_argument("--output", help="where the bundle goes (default: a temporary folder)")
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--prompt", default="The harbour opens")
     options = parser.parse_args()
 
