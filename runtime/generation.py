@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -77,7 +78,7 @@ class Row:
         self.finish_reason = self.request.finish_reason(self.token_ids)
 
 
-class Run:
+class Run(ABC):
     """One batch of rows through prefill and decode.
 
     Attributes:
@@ -91,9 +92,9 @@ class Run:
         self.prefill_seconds = 0.0
         self.decode_seconds = 0.0
 
+    @abstractmethod
     def steps(self) -> Iterator[dict[int, int]]:
         """Yields the tokens of each step by row number, until every row has ended."""
-        raise NotImplementedError
 
     def _running(self) -> list[int]:
         return [i for i, row in enumerate(self.rows) if row.finish_reason is None]

@@ -55,3 +55,23 @@ def bundle_tokens(bundle, **options):
     generator.compile("greedy")
     results = generator.generate_results(PROMPTS, max_length=LENGTH, stop_token_ids=None, **options)
     return [[*r.prompt_token_ids, *r.token_ids] for r in results]
+
+
+def greedy_of_transformers(model, prompts, length):
+    """What transformers' own greedy `generate` makes of prompts, up to a length."""
+    import torch
+
+    found = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        answer = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=length - len(prompt),
+            eos_token_id=287,  # a row that no prompt comes to: nothing stops it
+            pad_token_id=1,
+        )
+        assert 287 not in answer[0].tolist()
+        found.append(answer[0].tolist())
+    return found

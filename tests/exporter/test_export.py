@@ -27,6 +27,7 @@ from tests.exporter.export_helpers import (
     PROMPTS,
     bundle_tokens,
     fails,
+    greedy_of_transformers,
     listing,
     run,
 )
@@ -59,22 +60,7 @@ def keras_hub_tokens(keras_hub, hub_model, prompt_ids):
 @pytest.fixture(scope="module")
 def transformers_tokens(hf_model, prompt_ids):
     """What transformers' own `generate` makes of the prompts."""
-    import torch
-
-    found = []
-    for prompt in prompt_ids:
-        ids = torch.tensor([prompt])
-        answer = hf_model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            max_new_tokens=LENGTH - len(prompt),
-            eos_token_id=287,  # a row that no prompt comes to: nothing stops it
-            pad_token_id=1,
-        )
-        assert 287 not in answer[0].tolist()
-        found.append(answer[0].tolist())
-    return found
+    return greedy_of_transformers(hf_model, prompt_ids, LENGTH)
 
 
 @pytest.mark.reference

@@ -10,6 +10,7 @@ import pytest
 from exporter import OPTCausalLM
 from exporter.errors import CheckpointError
 from exporter.presets.folder import read_preset
+from tests.exporter.export_helpers import greedy_of_transformers
 
 LENGTH = 24
 PROMPTS = [[2, 17, 9, 250], [2, 100, 31, 7, 44, 210, 5], [2]]
@@ -51,20 +52,7 @@ def transformers_tokens(transformers, folder):
     import torch
 
     model = transformers.OPTForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    found = []
-    for prompt in PROMPTS:
-        ids = torch.tensor([prompt])
-        answer = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            max_new_tokens=LENGTH - len(prompt),
-            eos_token_id=287,  # a row that no prompt comes to: nothing stops it
-            pad_token_id=1,
-        )
-        assert 287 not in answer[0].tolist()
-        found.append(answer[0].tolist())
-    return found
+    return greedy_of_transformers(model, PROMPTS, LENGTH)
 
 
 def our_tokens(folder):
