@@ -36,7 +36,7 @@ except ImportError as error:
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 DEVICES = ("auto", *PROVIDERS)
-CHUNK_TOKENS = 512  # of a long prompt at a time; see bench/README.md
+CHUNK_TOKENS = 512  # of a long prompt at a time, which bounds the memory of its attention scores
 
 
 class BoundCache(KVCache):
@@ -120,7 +120,7 @@ class SessionDecoder:
             hidden = np.zeros((batch, sequence, self.config.embedding_width), np.float32)
         for rows, columns in self._pieces(cache, sequence):
             tokens = np.ascontiguousarray(token_ids[rows, columns], np.int64)
-            lengths = np.clip(new_lengths[rows] - columns.start, 0, tokens.shape[1])
+            lengths = np.minimum(new_lengths[rows], tokens.shape[1])
             states = None if hidden is None else hidden[rows, columns]
             self._run_piece(cache, rows, tokens, lengths.astype(np.int32), states)
         return StepOutput(cache.logits, hidden)

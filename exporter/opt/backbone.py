@@ -25,6 +25,13 @@ from graphs.contract import ModelConfig
 LAYER_NORM_EPSILON = 1e-5
 
 
+def _sizes(config: ModelConfig) -> dict[str, Any]:
+    """Sizes and switches as arguments of `OPTBackbone`, for which the norms' epsilon is fixed."""
+    values = config.to_dict()
+    del values["layer_norm_epsilon"]
+    return values
+
+
 def build_decoder_layer(config: ModelConfig, name: str, dropout: float, dtype: Any) -> OPTDecoderLayer:
     """One decoder layer of a model of the given sizes and switches."""
     return OPTDecoderLayer(
@@ -262,14 +269,12 @@ class OPTBackbone(keras.Model):
             variable.assign(values[name])
 
     def get_config(self) -> dict[str, Any]:
-        sizes = self.model_config.to_dict()
-        del sizes["layer_norm_epsilon"]  # the same for every OPT model
         return {
             "name": self.name,
             "trainable": self.trainable,
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
             "dropout": self.dropout,
-            **sizes,
+            **_sizes(self.model_config),
         }
 
     @classmethod
@@ -279,9 +284,7 @@ class OPTBackbone(keras.Model):
     @classmethod
     def from_sizes(cls, config: ModelConfig, **kwargs: Any) -> OPTBackbone:
         """A backbone of the sizes that a bundle or preset table holds; `**kwargs` come on top."""
-        sizes = config.to_dict()
-        del sizes["layer_norm_epsilon"]  # the same for every OPT model
-        return cls(**{**sizes, **kwargs})
+        return cls(**{**_sizes(config), **kwargs})
 
     @classmethod
     def from_preset(cls, preset: str | Path, load_weights: bool = True, **kwargs: Any) -> OPTBackbone:
