@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,31 +13,39 @@ import onnx
 import onnx_ir as ir
 
 from exporter.progress import Progress
-from exporter.weights import WeightSource
+from exporter.quantization.recipes import Recipe
 from graphs.manifest import FileEntry
 from graphs.program import Program
+from graphs.quantization import StoredTensor
 
-ALIGNMENT = 4096  # so that every weight can be memory-mapped on its own
+PAGE = 4096  # large tensors begin on pages of their own, so that each can be memory-mapped
+WORD = 64  # what small ones are aligned to
 
 
 @dataclass(frozen=True)
 class Extent:
-    """Where a weight lies in the weights file."""
+    """Where a tensor lies in the weights file."""
 
     offset: int
     length: int
-    shape: tuple[int, ...]
 
 
-def plan_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, Extent]:
-    """Lays the weights out one after another, aligned; float32."""
+def plan_weights(recipes: Iterable[Recipe]) -> dict[str, Extent]:
+    """Lays the recipes' tensors out one after another, aligned."""
     extents = {}
     offset = 0
-    for name, shape in shapes.items():
-        length = int(np.prod(shape, dtype=object)) * 4
-        extents[name] = Extent(offset, length, shape)
-        offset = -(-(offset + length) // ALIGNMENT) * ALIGNMENT
+    for recipe in recipes:
+        for tensor in recipe.tensors:
+            length = _length(tensor)
+            alignment = PAGE if length >= PAGE else WORD
+            offset = -(-offset // alignment) * alignment
+            extents[tensor.name] = Extent(offset, length)
+            offset += length
     return extents
+
+
+def _length(tensor: StoredTensor) -> int:
+    return int(np.prod(tensor.shape, dtype=object)) * np.dtype(tensor.dtype).itemsize
 
 
 def planned_bytes(extents: dict[str, Extent]) -> int:
@@ -44,10 +53,20 @@ def planned_bytes(extents: dict[str, Extent]) -> int:
     return max(extent.offset + extent.length for extent in extents.values())
 
 
+def needed_weights(programs: Iterable[Program]) -> set[str]:
+    """Names of the tensors that graphs read from the weights file."""
+    return {
+        program.views.get(name, name)
+        for program in programs
+        for name, value in program.weights.items()
+        if value.uses()
+    }
+
+
 def write_weights(
-    source: WeightSource, extents: dict[str, Extent], path: Path, progress: Progress
+    recipes: Iterable[Recipe], extents: dict[str, Extent], path: Path, progress: Progress
 ) -> FileEntry:
-    """Streams every weight into the file, in the order of the plan; returns its entry."""
+    """Makes every tensor and writes it at its place; returns the file's entry."""
     digest = hashlib.sha256()
     position = 0
     with path.open("wb") as file:
@@ -59,12 +78,19 @@ def write_weights(
             position += len(data)
             progress.advance(len(data))
 
-        for name, extent in extents.items():
-            write(b"\0" * (extent.offset - position))
-            for block in source.blocks(name):
-                write(block.data.cast("B"))
-            if position != extent.offset + extent.length:
-                raise AssertionError(f"{name}: {position - extent.offset} of {extent.length} bytes")
+        for recipe in recipes:
+            arrays = recipe.make()
+            for tensor in recipe.tensors:
+                extent = extents[tensor.name]
+                write(b"\0" * (extent.offset - position))
+                end = extent.offset + extent.length
+                while position < end and (array := next(arrays, None)) is not None:
+                    if array.dtype != tensor.dtype:
+                        raise AssertionError(f"{tensor.name} is {tensor.dtype}, got {array.dtype}")
+                    write(np.ascontiguousarray(array).reshape(-1).data.cast("B"))
+                if position != end:
+                    done = position - extent.offset
+                    raise AssertionError(f"{tensor.name}: {done} of {extent.length} bytes")
         file.flush()
         os.fsync(file.fileno())
     return FileEntry(path.name, position, digest.hexdigest())
@@ -77,13 +103,14 @@ def write_bound_graph(
     for name, value in program.weights.items():
         if not value.uses():  # a weight that this graph does not need
             continue
-        extent = extents[name]
+        assert value.dtype is not None and value.shape is not None
+        extent = extents[program.views.get(name, name)]
         value.const_value = ir.ExternalTensor(
             weights_name,
             extent.offset,
             extent.length,
-            ir.DataType.FLOAT,
-            shape=ir.Shape(extent.shape),
+            value.dtype,
+            shape=value.shape,
             name=name,
             base_dir=path.parent,
         )

@@ -7,7 +7,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporter.binding import plan_weights, planned_bytes, write_bound_graph, write_weights
+from exporter.binding import (
+    needed_weights,
+    plan_weights,
+    planned_bytes,
+    write_bound_graph,
+    write_weights,
+)
 from exporter.bundle_folder import atomic_folder, check_space, check_target
 from exporter.errors import ExportError
 from exporter.opt.causal_lm import CausalLM
@@ -15,7 +21,9 @@ from exporter.opt.tokenizer import OPTTokenizer
 from exporter.presets.folder import PresetFolder, read_preset
 from exporter.presets.handles import preset_name, resolve_preset
 from exporter.progress import Progress
-from exporter.tracing import build_weightless_backbone, trace, weight_shapes
+from exporter.quantization.preparation import prepare_weights
+from exporter.quantization.recipes import plan_recipes
+from exporter.tracing import build_weightless_backbone, trace
 from exporter.verification import (
     SMALL_ENOUGH_BYTES,
     LogitsComparison,
@@ -33,6 +41,8 @@ from graphs.manifest import (
     Manifest,
 )
 from graphs.passes import expected_counts, rewrite
+from graphs.program import Program
+from graphs.quantization import Scheme, phase_schemes
 from graphs.versions import package_versions
 from runtime import samplers
 from runtime.memory import peak_memory_bytes
@@ -53,7 +63,7 @@ class ExportSummary:
         size_bytes: of all its files.
         seconds: from start to the finished bundle.
         peak_memory_bytes: of this process.
-        rewrites: how often each pass matched, by graph.
+        rewrites: how often each pass matched, by graph file.
         comparison: with Keras's logits; `None` if they were not compared.
     """
 
@@ -83,7 +93,9 @@ def export_bundle(
     output: str | Path | None = None,
     *,
     precision: str = "fp32",
-    target: str = "portable",
+    target: str = "cpu",
+    prefill_precision: str | None = None,
+    calibration: str | None = None,
     force: bool = False,
     verify: str | None = None,
     progress: Progress | None = None,
@@ -96,8 +108,12 @@ def export_bundle(
     Args:
         model: a preset (built-in name, handle or folder) or a live `OPTCausalLM`.
         output: the folder to make; by default the preset's name in the current folder.
-        precision: `"fp32"`.
-        target: `"cpu"`, ONNX Runtime's fused operators; or `"portable"`, plain ONNX.
+        precision: of the weights: `"fp32"`, `"int8"` or `"int4"`.
+        target: `"cpu"`, ONNX Runtime's fused operators; or `"portable"`, plain ONNX, fp32 only.
+        prefill_precision: `"int8"` gives an int4 bundle a second copy of the layers in int8, with which
+            prompts are read two to three times as fast; by default both phases share one.
+        calibration: a text to find the ranges of activations with, for int8 and int4; some hundred
+            words like those the model will read. By default one that comes with the package.
         force: whether to replace a bundle that is there.
         verify: `"full"` compares logits with Keras's too, `"graph"` checks graphs and hashes,
             `"none"` nothing. By default full where the weights take up to 2 GiB, else graph.
@@ -110,8 +126,7 @@ def export_bundle(
     """
     started = time.perf_counter()
     progress = progress or Progress(quiet=True)
-    _check_choice("precision", precision, PRECISIONS)
-    _check_choice("target", target, TARGETS)
+    schemes = _check_choices(precision, target, prefill_precision)
     verify_as = None if verify is None else Verify(_check_choice("verify", verify, tuple(Verify)))
     if isinstance(model, CausalLM):
         subject = _live_subject(model)
@@ -122,28 +137,28 @@ def export_bundle(
     check_target(folder, force=force)
 
     comparison = None
-    rewrites: dict[str, dict[str, int]] = {}
+    config = subject.config
     with contextlib.closing(subject.weights) as source, contextlib.closing(progress):
-        backbone = build_weightless_backbone(subject.config)
-        extents = plan_weights(weight_shapes(backbone))
+        graphs = _build_graphs(config, target, schemes, progress)
+        needed = needed_weights(program for program in graphs.programs.values())
+        extents = plan_weights(plan_recipes(config, source, needed))
         size = planned_bytes(extents)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        check_space(folder.parent, size + GRAPH_BYTES_PER_LAYER * subject.config.num_layers)
-        programs = {}
-        for phase in Phase:
-            progress.phase(f"Tracing the {phase} graph ({subject.config.num_layers} layers)")
-            programs[phase] = trace(backbone, phase)
-            rewrites[phase] = rewrite(programs[phase], target)
-            _check_rewrites(phase, rewrites[phase], expected_counts(subject.config, target))
+        check_space(folder.parent, size + GRAPH_BYTES_PER_LAYER * config.num_layers)
+        stored, activations = prepare_weights(
+            config, source, schemes.values(), subject.tokenizer, calibration, progress
+        )
         with atomic_folder(folder) as temporary:
             progress.phase("Writing weights", size)
-            weights = write_weights(source, extents, temporary / WEIGHTS_FILE, progress)
+            recipes = plan_recipes(config, stored, needed, activations)
+            weights = write_weights(recipes, extents, temporary / WEIGHTS_FILE, progress)
             progress.phase("Writing graphs")
-            graphs = {
-                phase: write_bound_graph(program, extents, WEIGHTS_FILE, temporary / f"{phase}.onnx")
-                for phase, program in programs.items()
+            entries = {
+                name: write_bound_graph(program, extents, WEIGHTS_FILE, temporary / f"{name}.onnx")
+                for name, program in graphs.programs.items()
             }
-            manifest = _manifest(subject, precision, target, graphs, weights, temporary)
+            files = {phase: entries[name] for phase, name in graphs.names.items()}
+            manifest = _manifest(subject, precision, target, files, weights, temporary)
             manifest.write(temporary)
             verify_as = verify_as or (Verify.FULL if size <= SMALL_ENOUGH_BYTES else Verify.GRAPH)
             if verify_as is not Verify.NONE:
@@ -151,16 +166,45 @@ def export_bundle(
                 verify_graphs(temporary)
             if verify_as is Verify.FULL:
                 progress.phase("Comparing logits with Keras")
-                comparison = verify_logits(temporary, subject.config, source)
+                comparison = verify_logits(temporary, config, source, precision)
             progress.phase("Finishing")
     return ExportSummary(
         bundle=folder,
         size_bytes=manifest.total_bytes,
         seconds=time.perf_counter() - started,
         peak_memory_bytes=peak_memory_bytes(),
-        rewrites=rewrites,
+        rewrites=graphs.rewrites,
         comparison=comparison,
     )
+
+
+@dataclass(frozen=True)
+class _Graphs:
+    """Rewritten graphs by name, the name of each phase's, and how often each pass matched."""
+
+    programs: dict[str, Program]
+    names: dict[Phase, str]
+    rewrites: dict[str, dict[str, int]]
+
+
+def _build_graphs(
+    config: ModelConfig, target: str, schemes: dict[Phase, Scheme], progress: Progress
+) -> _Graphs:
+    """Traces and rewrites: one graph where both phases want the same kernels, else one each."""
+    backbone = build_weightless_backbone(config)
+    # The fused graph of any number of tokens is as fast with one, and so serves both phases.
+    one = target == "cpu" and len(set(schemes.values())) == 1
+    names = {phase: "model" if one else str(phase) for phase in Phase}
+    programs: dict[str, Program] = {}
+    rewrites = {}
+    for phase, name in names.items():
+        if name in programs:
+            continue
+        progress.phase(f"Tracing the {name} graph ({config.num_layers} layers)")
+        programs[name] = trace(backbone, phase)
+        rewrites[name] = rewrite(programs[name], target, schemes[phase])
+        _check_rewrites(name, rewrites[name], expected_counts(config, target, schemes[phase]))
+    return _Graphs(programs, names, rewrites)
 
 
 def _preset_subject(name: str, preset: PresetFolder) -> _Subject:
@@ -223,15 +267,27 @@ def _manifest(
     )
 
 
+def _check_choices(precision: str, target: str, prefill_precision: str | None) -> dict[Phase, Scheme]:
+    _check_choice("precision", precision, PRECISIONS)
+    _check_choice("target", target, TARGETS)
+    if precision != "fp32" and target != "cpu":
+        raise ValueError(f"{precision} needs target 'cpu'; target {target!r} has fp32 only")
+    if prefill_precision is not None:
+        _check_choice("prefill_precision", prefill_precision, ("int8",))
+        if precision != "int4":
+            raise ValueError(f"prefill_precision is a choice of int4 bundles, not of {precision}")
+    return phase_schemes(precision, prefill_precision)
+
+
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
     return value
 
 
-def _check_rewrites(phase: Phase, counts: dict[str, int], expected: dict[str, int]) -> None:
+def _check_rewrites(name: str, counts: dict[str, int], expected: dict[str, int]) -> None:
     if counts != expected:
         raise ExportError(
-            f"the {phase} graph was rewritten as {counts}, not as {expected}: this Keras or tf2onnx "
+            f"the {name} graph was rewritten as {counts}, not as {expected}: this Keras or tf2onnx "
             "version traces differently; install the versions that pyproject.toml names"
         )

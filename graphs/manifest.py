@@ -14,7 +14,7 @@ from graphs.contract import CONTRACT_REVISION, ModelConfig, Phase
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = "opt-onnx-bundle"
-PRECISIONS = ("fp32",)
+PRECISIONS = ("fp32", "int8", "int4")
 TARGETS = ("portable", "cpu")
 CACHE_DTYPES = ("float32",)
 _HASH_BLOCK = 1024 * 1024
@@ -78,7 +78,7 @@ class Manifest:
         precision: how weights are stored, one of `PRECISIONS`.
         target: what the graphs were made for, one of `TARGETS`.
         cache_dtype: NumPy name of the KV cache's dtype.
-        graphs: the graph file of each phase.
+        graphs: the graph file of each phase; both may have the same one.
         weights: the file that both graphs point into.
         tokenizer: `vocabulary.json` and `merges.txt`, or `tokenizer.json` and `special_tokens.json`, or
             nothing.
@@ -102,8 +102,8 @@ class Manifest:
 
     @property
     def files(self) -> list[FileEntry]:
-        """All files of the bundle but the manifest."""
-        return [*self.graphs.values(), self.weights, *self.tokenizer]
+        """All files of the bundle but the manifest, each once: one graph may serve both phases."""
+        return [*dict.fromkeys(self.graphs.values()), self.weights, *self.tokenizer]
 
     @property
     def total_bytes(self) -> int:

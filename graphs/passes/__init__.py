@@ -9,35 +9,67 @@ from collections.abc import Callable
 
 from graphs.contract import ModelConfig
 from graphs.passes.attention import HEAD_DIM_MULTIPLE, fuse_attention
+from graphs.passes.half_tables import halve_positions
 from graphs.passes.head import fuse_head
 from graphs.passes.layer_norm import fuse_layer_norm
 from graphs.passes.skip_layer_norm import fuse_skip_layer_norm
+from graphs.passes.int4 import quantize_layers_int4, quantize_tables_int4
+from graphs.passes.int8 import quantize_layers_int8, quantize_tables_int8
+from graphs.passes.token_layout import keep_rows
 from graphs.program import Program
+from graphs.quantization import FLOAT, Scheme
+
+Pass = Callable[[Program], int]
 
 # Plain ONNX, for any conforming runtime; then ONNX Runtime's own operators on top.
-_PORTABLE: tuple[Callable[[Program], int], ...] = (fuse_layer_norm, fuse_head)
-PASSES = {
-    "portable": _PORTABLE,
-    "cpu": (*_PORTABLE, fuse_attention, fuse_skip_layer_norm),
+_PORTABLE: tuple[Pass, ...] = (fuse_layer_norm, fuse_head)
+_FUSED: tuple[Pass, ...] = (*_PORTABLE, fuse_attention, fuse_skip_layer_norm)
+PASSES = {"portable": _PORTABLE, "cpu": _FUSED}
+_LAYERS: dict[str, tuple[Pass, ...]] = {
+    "fp32": (),
+    "int8": (quantize_layers_int8,),
+    "int4": (quantize_layers_int4,),
+}
+_TABLES: dict[str, tuple[Pass, ...]] = {
+    "fp32": (),
+    "int8": (quantize_tables_int8,),
+    "int4": (quantize_tables_int4,),
 }
 
 
-def rewrite(program: Program, target: str = "portable") -> dict[str, int]:
-    """Runs a target's passes on a traced program, in place; returns how often each one matched."""
-    return {run.__name__: run(program) for run in PASSES[target]}
+def passes(target: str = "portable", scheme: Scheme = FLOAT) -> tuple[Pass, ...]:
+    """The passes of a target and of how its weights are stored, in order."""
+    if not scheme.quantized:
+        return PASSES[target]
+    layout = (keep_rows, halve_positions)
+    return (*PASSES[target], *layout, *_LAYERS[scheme.layers], *_TABLES[scheme.tables])
 
 
-def expected_counts(config: ModelConfig, target: str = "portable") -> dict[str, int]:
+def rewrite(program: Program, target: str = "portable", scheme: Scheme = FLOAT) -> dict[str, int]:
+    """Runs the passes on a traced program, in place; returns how often each one matched."""
+    return {run.__name__: run(program) for run in passes(target, scheme)}
+
+
+def expected_counts(
+    config: ModelConfig, target: str = "portable", scheme: Scheme = FLOAT
+) -> dict[str, int]:
     """What `rewrite` returns for an OPT decoder; anything else means that a pass stopped matching."""
     norms = 2 * config.num_layers + (config.final_norm and config.norm_first)
     # The first norm normalizes the embeddings, unless norms follow the branches. Where the embedding is
     # narrow, the projection and the positions are a branch and a residual like any other.
     joined = norms - 1 if config.norm_first and config.embedding_dim is None else norms
     attentions = 0 if config.head_dim % HEAD_DIM_MULTIPLE else config.num_layers
+    products, tables = 4 * config.num_layers, 2
     counts = {
         "fuse_layer_norm": 2 * config.num_layers + config.final_norm,
         "fuse_head": 1,
         "fuse_attention": attentions,
         "fuse_skip_layer_norm": joined,
+        "keep_rows": attentions,
+        "halve_positions": 1,
+        "quantize_layers_int8": products,
+        "quantize_layers_int4": products,
+        "quantize_tables_int8": tables,
+        "quantize_tables_int4": tables,
     }
-    return {run.__name__: counts[run.__name__] for run in PASSES[target]}
+    return {run.__name__: counts[run.__name__] for run in passes(target, scheme)}

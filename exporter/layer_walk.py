@@ -1,0 +1,97 @@
+"""Keras's own layers run one after another, each with weights that are read when its turn comes.
+
+It is the training forward pass, which knows no cache. Peak memory is one layer's weights and the
+activations of all rows, whatever the number of layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from exporter.opt.backbone import build_decoder_layer
+from exporter.opt.keras_backend import keras
+from exporter.opt.layers import MASKED, OPTDecoderLayer, build_layer_norm
+from exporter.weights import WeightSource, read_weight
+from graphs.contract import ModelConfig
+
+ops = keras.ops
+TOKEN_TABLE = "embeddings/token_embedding/embeddings"
+
+
+def head_table(config: ModelConfig) -> str:
+    """Name of the table whose product with the hidden states gives the logits."""
+    return TOKEN_TABLE if config.tied_head else "head/embeddings"
+
+
+def causal_bias(sequence: int) -> Any:
+    """The attention bias of rows without padding, float32 [1, 1, sequence, sequence]."""
+    seen = np.tri(sequence, dtype=bool)
+    return ops.convert_to_tensor(np.where(seen, 0.0, MASKED).astype("float32")[None, None])
+
+
+def read_tokens(source: WeightSource, token_ids: np.ndarray) -> np.ndarray:
+    """Rows of the token table, float32 [rows, sequence, embedding]."""
+    return _gather_rows(source, TOKEN_TABLE, token_ids)
+
+
+def embed(config: ModelConfig, source: WeightSource, token_ids: np.ndarray) -> Any:
+    """What the first layer takes, float32 [rows, sequence, hidden]."""
+    tokens = read_tokens(source, token_ids)
+    if config.embedding_dim is not None:
+        tokens = ops.matmul(tokens, read_weight(source, "embeddings/project_in/kernel"))
+    places = np.arange(token_ids.shape[1])
+    return tokens + _gather_rows(source, "embeddings/position_embedding/embeddings", places)
+
+
+def loaded_layers(config: ModelConfig, source: WeightSource) -> Iterator[OPTDecoderLayer]:
+    """Every decoder layer in turn, float32: the same object each time, with that layer's weights."""
+    layer = build_decoder_layer(config, "transformer_layer", dropout=0.0, dtype="float32")
+    layer.build((None, None, config.hidden_dim))
+    for i in range(config.num_layers):
+        for variable in layer.variables:
+            suffix = variable.path.removeprefix("transformer_layer/")
+            variable.assign(read_weight(source, f"transformer_layer_{i}/{suffix}"))
+        yield layer
+
+
+def normalize(config: ModelConfig, source: WeightSource, x: Any) -> Any:
+    """The final norm, where the model has one."""
+    if not config.final_norm:
+        return x
+    norm = build_layer_norm("layer_norm", config.layer_norm_epsilon, config.norm_affine, "float32")
+    norm.build(x.shape)
+    for variable in norm.variables:
+        variable.assign(read_weight(source, variable.path))
+    return norm(x)
+
+
+def project_out(config: ModelConfig, source: WeightSource, x: Any) -> Any:
+    """The projection to the embedding's width, where the model has one."""
+    if config.embedding_dim is None:
+        return x
+    return ops.matmul(x, read_weight(source, "project_out/kernel"))
+
+
+def logits(config: ModelConfig, source: WeightSource, token_ids: np.ndarray) -> np.ndarray:
+    """Logits of every token, float32 [rows, sequence, vocabulary]."""
+    x = embed(config, source, token_ids)
+    bias = causal_bias(token_ids.shape[1])
+    for layer in loaded_layers(config, source):
+        x = layer(x, bias)
+    x = project_out(config, source, normalize(config, source, x))
+    blocks = source.blocks(head_table(config))
+    return np.concatenate([ops.convert_to_numpy(ops.matmul(x, block.T)) for block in blocks], axis=-1)
+
+
+def _gather_rows(source: WeightSource, name: str, rows: np.ndarray) -> np.ndarray:
+    """Rows of a table that is read in blocks."""
+    result = np.empty((*rows.shape, source.shapes[name][1]), np.float32)
+    start = 0
+    for block in source.blocks(name):
+        here = (rows >= start) & (rows < start + len(block))
+        result[here] = block[rows[here] - start]
+        start += len(block)
+    return result

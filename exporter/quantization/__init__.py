@@ -1,0 +1,1 @@
+"""Quantization of weights and activations: calibration, smoothing, int8 and int4 codes."""

@@ -1,0 +1,44 @@
+"""Symmetric int8 codes of matrices: codes -127..127 times one float32 scale a column or row."""
+
+from __future__ import annotations
+
+import numpy as np
+
+LARGEST_CODE = 127
+
+
+def quantize_columns(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes of a dense kernel, one scale for each output.
+
+    Args:
+        kernel: float32 [inputs, outputs].
+
+    Returns:
+        Codes int8 [inputs, outputs] and scales float32 [outputs]; their product is the kernel.
+    """
+    scales = _scales(np.maximum(kernel.max(axis=0), -kernel.min(axis=0)))
+    return _codes(kernel, scales), scales
+
+
+def quantize_rows(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes of consecutive rows of a table, one scale for each row.
+
+    Args:
+        block: float32 [rows, width].
+
+    Returns:
+        Codes int8 [rows, width] and scales float32 [rows].
+    """
+    scales = _scales(np.maximum(block.max(axis=1), -block.min(axis=1)))
+    return _codes(block, scales[:, None]), scales
+
+
+def _scales(largest: np.ndarray) -> np.ndarray:
+    """What maps the largest magnitudes to the largest code; 1 where all is zero."""
+    return np.where(largest > 0, largest / np.float32(LARGEST_CODE), np.float32(1))
+
+
+def _codes(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    codes = values / scales
+    np.rint(codes, out=codes)
+    return codes.astype(np.int8)

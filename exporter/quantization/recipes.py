@@ -1,0 +1,201 @@
+"""What the weights file holds and how each tensor is made, one weight of the model at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from exporter.layer_walk import TOKEN_TABLE
+from exporter.quantization.calibration import ActivationStatistics
+from exporter.quantization.int4 import quantize_blocks
+from exporter.quantization.int8 import quantize_columns, quantize_rows
+from exporter.quantization.smoothing import activation_scale, embedding_multiplier
+from exporter.weights import WeightSource, read_weight
+from graphs.contract import ModelConfig
+from graphs.quantization import (
+    Int4Matrix,
+    Int8Lookup,
+    Int8Matrix,
+    StoredTensor,
+    half_positions,
+    int4_block_size,
+    is_layer_matrix,
+    is_position_table,
+)
+
+OUTPUT_CHUNK = 1024  # output channels of a matrix that become int4 codes at a time
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Tensors that are made together from one weight.
+
+    Attributes:
+        tensors: in the order in which they are stored.
+        make: gives their values in that order; a tensor may come in several arrays, one after another.
+    """
+
+    tensors: tuple[StoredTensor, ...]
+    make: Callable[[], Iterator[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What calibration found out; empty for weights that are stored as they are.
+
+    Attributes:
+        statistics: of every dense layer's input before smoothing.
+        factors: what smoothing divides the inputs by, where it does.
+    """
+
+    statistics: Mapping[str, ActivationStatistics]
+    factors: Mapping[str, np.ndarray]
+
+    def scale(self, weight: str) -> tuple[np.float32, np.uint8]:
+        """Scale and zero point of the input that a weight is multiplied with."""
+        return activation_scale(self.statistics[weight], self.factors.get(weight))
+
+    def importance(self, weight: str) -> np.ndarray | None:
+        """Mean square of each channel of that input, after smoothing; `None` if it was not observed."""
+        if weight not in self.statistics:
+            return None
+        return self.statistics[weight].mean_square / self.factors.get(weight, np.float32(1)) ** 2
+
+
+UNQUANTIZED = Activations({}, {})
+
+
+def plan_recipes(
+    config: ModelConfig,
+    source: WeightSource,
+    needed: set[str],
+    activations: Activations = UNQUANTIZED,
+) -> list[Recipe]:
+    """How to make the tensors that the graphs need, in the order of the model's weights.
+
+    Args:
+        config: sizes and switches of the model.
+        source: its weights, smoothed where `activations` says so.
+        needed: names of the graphs' weights.
+        activations: what calibration found out.
+    """
+    recipes = []
+    for weight in source.shapes:
+        for recipe in _of_weight(config, source, weight, activations):
+            if any(tensor.name in needed for tensor in recipe.tensors):
+                recipes.append(recipe)
+    return recipes
+
+
+def _of_weight(
+    config: ModelConfig, source: WeightSource, weight: str, activations: Activations
+) -> Iterator[Recipe]:
+    """Every way in which a weight may be stored."""
+    shape = source.shapes[weight]
+    yield Recipe(
+        (StoredTensor(weight, "float32", shape),), lambda: _contiguous(source.blocks(weight))
+    )
+    if is_layer_matrix(weight):
+        yield _int8_matrix(source, weight, activations)
+        if shape[0] % 16 == 0:
+            yield _int4_matrix(config, source, weight, activations)
+    elif is_position_table(weight):
+        half = half_positions(weight, config)
+        yield Recipe((half,), lambda: (b.astype(np.float16) for b in source.blocks(weight)))
+    elif weight == TOKEN_TABLE or weight == "head/embeddings":
+        yield _int8_table(config, source, weight, activations)
+        if shape[1] % 16 == 0:
+            yield _int4_table(config, source, weight, activations)
+
+
+def _contiguous(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    return (np.ascontiguousarray(block, np.float32) for block in blocks)
+
+
+def _int8_matrix(source: WeightSource, weight: str, activations: Activations) -> Recipe:
+    matrix = Int8Matrix.of(weight, source.shapes[weight])
+
+    def make() -> Iterator[np.ndarray]:
+        codes, scales = quantize_columns(read_weight(source, weight))
+        yield codes
+        yield scales
+        yield from _input_scale(weight, activations)
+
+    return Recipe((matrix.codes, matrix.scales, matrix.input_scale, matrix.input_zero_point), make)
+
+
+def _input_scale(weight: str, activations: Activations) -> Iterator[np.ndarray]:
+    scale, zero_point = activations.scale(weight)
+    yield np.array(scale, np.float32)
+    yield np.array(zero_point, np.uint8)
+
+
+def _int8_table(
+    config: ModelConfig, source: WeightSource, weight: str, activations: Activations
+) -> Recipe:
+    """A head with its input's scale, a table of rows to look up, or both in one."""
+    is_head = config.tied_head or weight != TOKEN_TABLE
+    matrix = Int8Matrix.of(weight, source.shapes[weight], outputs_axis=0)
+    lookup = Int8Lookup.of(weight, config)
+    tensors = [matrix.codes, matrix.scales] if is_head else [lookup.codes, lookup.scales]
+    if is_head:
+        tensors += [matrix.input_scale, matrix.input_zero_point]
+    if weight == TOKEN_TABLE and lookup.factors is not None:
+        tensors.append(lookup.factors)
+
+    def make() -> Iterator[np.ndarray]:
+        scales = []
+        for block in source.blocks(weight):
+            codes, found = quantize_rows(block)
+            scales.append(found)
+            yield codes
+        yield np.concatenate(scales)
+        if is_head:
+            yield from _input_scale(weight, activations)
+        if weight == TOKEN_TABLE and lookup.factors is not None:
+            multiplier = embedding_multiplier(config, activations.factors)
+            assert multiplier is not None
+            yield np.asarray(multiplier, np.float32)
+
+    return Recipe(tuple(tensors), make)
+
+
+def _int4_matrix(
+    config: ModelConfig, source: WeightSource, weight: str, activations: Activations
+) -> Recipe:
+    inputs, outputs = source.shapes[weight]
+    matrix = Int4Matrix.of(weight, outputs, inputs, int4_block_size(config))
+
+    def rows() -> Iterator[np.ndarray]:
+        kernel = read_weight(source, weight)
+        for start in range(0, outputs, OUTPUT_CHUNK):
+            yield np.ascontiguousarray(kernel[:, start : start + OUTPUT_CHUNK].T)
+
+    return _int4_recipe(matrix, rows, activations.importance(weight))
+
+
+def _int4_table(
+    config: ModelConfig, source: WeightSource, weight: str, activations: Activations
+) -> Recipe:
+    outputs, inputs = source.shapes[weight]
+    matrix = Int4Matrix.of(weight, outputs, inputs, int4_block_size(config))
+    return _int4_recipe(matrix, lambda: source.blocks(weight), activations.importance(weight))
+
+
+def _int4_recipe(
+    matrix: Int4Matrix, rows: Callable[[], Iterator[np.ndarray]], importance: np.ndarray | None
+) -> Recipe:
+    def make() -> Iterator[np.ndarray]:
+        scales, zero_points = [], []
+        for block in rows():
+            found = quantize_blocks(block, matrix.block_size, importance)
+            assert found.zero_points is not None
+            scales.append(found.scales)
+            zero_points.append(found.zero_points)
+            yield found.codes
+        yield np.concatenate(scales)
+        yield np.concatenate(zero_points)
+
+    return Recipe((matrix.codes, matrix.scales, matrix.zero_points), make)

@@ -1,0 +1,88 @@
+"""Puts 4-bit products where float ones were: weights in blocks, each with a scale and a zero point.
+
+MatMulNBits unpacks blocks as it multiplies; with accuracy level 4 it quantizes activations to int8, each
+row's blocks by themselves. One table serves the head and, through GatherBlockQuantized, the embedding
+(https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.MatMulNBits).
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from graphs.passes.dense import head_product, layer_products, replace_span, token_lookup
+from graphs.passes.matching import FUSED_DOMAIN, remove_unused
+from graphs.program import Program
+from graphs.quantization import Int4Matrix, int4_block_size
+
+ACCURACY_LEVEL = 4  # products of int8, the fast ones
+
+
+def quantize_layers_int4(program: Program) -> int:
+    """Rewrites every product with a decoder layer's matrix; returns how many."""
+    count = 0
+    for dense in layer_products(program):
+        shape = program.weights[dense.weight].shape
+        assert shape is not None
+        inputs, outputs = (int(d) for d in shape)
+        product = _product(program, dense.inputs, dense.weight, outputs, inputs, dense.bias)
+        replace_span(program, dense.output, [product], product.outputs[0])
+        count += 1
+    _finish(program, count)
+    return count
+
+
+def quantize_tables_int4(program: Program) -> int:
+    """Rewrites the token embedding and the head; returns how many."""
+    config = program.config
+    outputs, inputs = config.vocabulary_size, config.embedding_width
+    lookup, head = token_lookup(program), head_product(program)
+    if lookup is not None:
+        table = Int4Matrix.of(lookup.weight, outputs, inputs, int4_block_size(config))
+        rows = ir.node(
+            "GatherBlockQuantized",
+            [
+                program.stored(table.rows()),
+                lookup.rows,
+                program.stored(table.scales),
+                program.stored(table.zero_points),
+            ],
+            {"bits": 4, "block_size": table.block_size, "gather_axis": 0, "quantize_axis": 1},
+            domain=FUSED_DOMAIN,
+        )
+        replace_span(program, lookup.node.outputs[0], [rows], rows.outputs[0])
+    if head is not None:
+        product = _product(program, head.inputs, head.weight, outputs, inputs, None)
+        replace_span(program, head.node.outputs[0], [product], product.outputs[0])
+    count = (lookup is not None) + (head is not None)
+    _finish(program, count)
+    return count
+
+
+def _product(
+    program: Program, x: ir.Value, weight: str, outputs: int, inputs: int, bias: ir.Value | None
+) -> ir.Node:
+    matrix = Int4Matrix.of(weight, outputs, inputs, int4_block_size(program.config))
+    operands = [
+        x,
+        program.stored(matrix.codes),
+        program.stored(matrix.scales),
+        program.stored(matrix.zero_points),
+    ]
+    return ir.node(
+        "MatMulNBits",
+        [*operands, None, bias] if bias is not None else operands,
+        {
+            "K": inputs,
+            "N": outputs,
+            "bits": 4,
+            "block_size": matrix.block_size,
+            "accuracy_level": ACCURACY_LEVEL,
+        },
+        domain=FUSED_DOMAIN,
+    )
+
+
+def _finish(program: Program, count: int) -> None:
+    if count:
+        program.model.opset_imports[FUSED_DOMAIN] = 1
+    remove_unused(program.graph)
