@@ -9,11 +9,15 @@ from graphs.contract import Phase
 from graphs.manifest import Manifest, ManifestError, read_manifest
 from runtime.errors import BundleError
 from runtime.tokenizer import Tokenizer
+from runtime.tokenizer_pipeline import Pipeline, check_file_names, read_files
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files are there and, but for the weights, unaltered."""
+    """A bundle whose files are there and, but for the weights, unaltered.
+
+    Its tokenizer is read when it is first used, and raises `BundleError` then if it is not valid.
+    """
 
     folder: Path
     manifest: Manifest
@@ -40,11 +44,22 @@ def load_bundle(folder: str | Path, *, verify: bool = False) -> Bundle:
         manifest.check_files(folder, weights_hash=verify)
     except ManifestError as error:
         raise BundleError(str(error)) from None
-    if not manifest.tokenizer:
-        return Bundle(folder, manifest, None)
+    return Bundle(folder, manifest, _find_tokenizer(folder, manifest))
+
+
+def _find_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer | None:
+    names = [entry.name for entry in manifest.tokenizer]
+    if not names:
+        return None
+
+    def read() -> Pipeline:
+        try:
+            return read_files({name: (folder / name).read_text(encoding="utf-8") for name in names})
+        except ValueError as error:
+            raise BundleError(f"{folder}: {error}") from None
+
     try:
-        names = [entry.name for entry in manifest.tokenizer]
-        files = {name: (folder / name).read_text(encoding="utf-8") for name in names}
-        return Bundle(folder, manifest, Tokenizer.from_files(files))
+        check_file_names(names)
     except ValueError as error:
         raise BundleError(f"{folder}: {error}") from None
+    return Tokenizer.deferred(read)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +66,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
     parser.add_argument("--verify", action="store_true", help="check the weights' hash first")
+    parser.add_argument(
+        "--no-packed-weights",
+        action="store_true",
+        help="pack the weights in memory at every start, instead of once on disk for this CPU",
+    )
     add_sampler_options(parser)
     return parser
 
@@ -84,9 +91,14 @@ def _run(options: argparse.Namespace) -> None:
 
     from runtime.generator import Generator
 
-    generator = Generator.from_bundle(
-        options.bundle, device=options.device, threads=options.threads, verify=options.verify
-    )
+    with _told_on_stderr():
+        generator = Generator.from_bundle(
+            options.bundle,
+            device=options.device,
+            threads=options.threads,
+            verify=options.verify,
+            packed_weights=not options.no_packed_weights,
+        )
     generator.compile(sampler or changed_sampler(generator.sampler, options))
     settings = {
         "max_length": options.max_length,
@@ -104,6 +116,22 @@ def _run(options: argparse.Namespace) -> None:
             for request, result in zip(batch, results, strict=True):
                 line = {**request.fields, **result.to_dict()}
                 print(json.dumps(line, ensure_ascii=False), file=file, flush=True)
+
+
+@contextlib.contextmanager
+def _told_on_stderr() -> Iterator[None]:
+    """Prints what the library logs, of work that takes long, and warns of."""
+    logger, handler = logging.getLogger("runtime"), logging.StreamHandler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: logger.warning("Warning: %s", message)
+            yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def _print_text(generator: Generator, prompt: str, settings: dict[str, Any]) -> None:

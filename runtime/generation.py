@@ -148,42 +148,53 @@ class GenerationRun(Run):
 
     def steps(self) -> Iterator[dict[int, int]]:
         """Yields the tokens of each step by row number, until every row has ended."""
-        if not self._running():
+        running = self._running()
+        if not running:
             return
         cache, output = self._prefill(self._room())
         next_ids = np.zeros((len(self.rows), 1), np.int64)
-        new_lengths = np.ones(len(self.rows), np.int32)
+        new_lengths = np.zeros(len(self.rows), np.int32)
+        new_lengths[running] = 1
+        with self._decoding():
+            drawn = self._draw(output.logits, running)
         while True:
-            with self._decoding():
-                drawn = self._draw(output.logits)
-                for i, token_id in drawn.items():
-                    self.rows[i].push(token_id)
-                    next_ids[i, 0] = token_id
+            with_end = False
+            for i, token_id in drawn.items():
+                row = self.rows[i]
+                row.push(token_id)
+                next_ids[i, 0] = token_id
+                if row.finish_reason is not None:
+                    new_lengths[i] = 0
+                    with_end = True
+            if with_end:
+                running = self._running()
             yield drawn
-            if not self._running():
+            if not running:
                 return
             with self._decoding():
-                for i, row in enumerate(self.rows):
-                    new_lengths[i] = row.finish_reason is None
                 output = self._decoder.append(cache, next_ids, new_lengths)
+                drawn = self._draw(output.logits, running)
 
-    def _draw(self, logits: NDArray[np.float32]) -> dict[int, int]:
-        running = self._running()
+    def _draw(self, logits: NDArray[np.float32], running: list[int]) -> dict[int, int]:
+        """The sampler's choice for each running row, by row number."""
+        generators = self._generators
         if len(running) < len(self.rows):
             logits = logits[running]
-        token_ids = np.asarray(self._sampler.sample(logits, [self._generators[i] for i in running]))
-        self._check_choice(token_ids, len(running))
-        return dict(zip(running, token_ids.tolist(), strict=True))
+            generators = [generators[i] for i in running]
+        token_ids = np.asarray(self._sampler.sample(logits, generators))
+        return dict(zip(running, self._check_choice(token_ids, len(running)), strict=True))
 
-    def _check_choice(self, token_ids: NDArray[Any], rows: int) -> None:
+    def _check_choice(self, token_ids: NDArray[Any], rows: int) -> list[int]:
         """Samplers are open to users: what they return is input."""
         size = self._decoder.config.vocabulary_size
         whole = token_ids.shape == (rows,) and token_ids.dtype.kind in "iu"
-        if not whole or not 0 <= token_ids.min() <= token_ids.max() < size:
+        chosen: list[int] = token_ids.tolist()
+        if not whole or min(chosen) < 0 or max(chosen) >= size:
             raise ValueError(
                 f"{type(self._sampler).__name__} must return one token id a row, {rows} whole numbers "
-                f"from 0 to {size - 1}; got {token_ids.tolist()}"
+                f"from 0 to {size - 1}; got {chosen}"
             )
+        return chosen
 
 
 def row_generators(seed: int | None, prompts: Sequence[tuple[int, ...]]) -> list[np.random.Generator]:

@@ -72,15 +72,24 @@ class Generator:
         threads: int | None = None,
         *,
         verify: bool = False,
+        packed_weights: bool = True,
     ) -> Generator:
         """Loads an exported bundle.
 
         Args:
             bundle: path of the bundle's folder.
             device: `"cpu"`, `"cuda"`, or `"auto"` for what the installed ONNX Runtime offers.
-            threads: CPU threads of a step; by default one for each physical core.
+            threads: CPU threads of a step; by default one for each physical core that this process
+                may use.
             verify: whether to check the hash of the weights too, which reads the whole file. Sizes
                 and the hashes of all other files are always checked.
+            packed_weights: whether a bundle for CPUs may keep its weights packed for this CPU in a
+                folder `packed` beside them, or in the user's cache folder: about twice their size,
+                written once, then mapped and shared by all processes. `False` packs them in memory at
+                every start: for a bundle that is run once, or where disk is scarce.
+
+        Warns:
+            RuntimeWarning: if they cannot be kept so; they are packed in memory then.
 
         Raises:
             BundleError: if the folder is no bundle, is incomplete, altered or of another revision.
@@ -90,7 +99,7 @@ class Generator:
         from runtime.session import SessionDecoder
 
         loaded = load_bundle(bundle, verify=verify)
-        decoder = SessionDecoder(loaded, device=device, threads=threads)
+        decoder = SessionDecoder(loaded, device=device, threads=threads, packed_weights=packed_weights)
         return cls(
             decoder,
             loaded.tokenizer,

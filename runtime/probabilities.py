@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ Floats = NDArray[np.floating[Any]]
 # Weights are summed in blocks, and one block only is looked at in detail.
 _BLOCK = 256
 # Of how many logits one maximum is taken where the largest ones are looked for.
-_MAXIMUM_OF = 16
+_MAXIMUM_OF = 32
 # Float32 holds temperatures in this range; beyond it the distribution no longer changes.
 _LEAST_TEMPERATURE, _GREATEST_TEMPERATURE = 1e-30, 1e30
 
@@ -31,8 +32,10 @@ def exponentials(logits: Floats, temperature: float = 1.0) -> Floats:
     Raises:
         ValueError: if the largest logit of a row is no finite number.
     """
-    maximum = logits.max(axis=-1, keepdims=True)  # NaN if any is
-    if not np.isfinite(maximum).all():
+    maximum = logits.max(axis=-1, keepdims=logits.ndim > 1)  # NaN if any is
+    # One row is what a decode step has; a plain float is the cheapest to look at.
+    finite = math.isfinite(maximum) if logits.ndim == 1 else np.isfinite(maximum).all()
+    if not finite:
         raise ValueError("cannot choose by logits that are not finite numbers (NaN or infinity)")
     scaled = _scaled(logits, maximum, temperature)
     result: Floats = np.exp(scaled, out=scaled)
@@ -71,13 +74,20 @@ def draw_one(weights: Floats, generator: np.random.Generator) -> int:
         ValueError: if the weights sum to nothing or are not numbers.
     """
     sums = running_sums(weights)
-    if not sums[-1] > 0:
+    total = float(sums[-1])
+    if not total > 0:
         raise ValueError(f"cannot draw by probabilities that sum to {sums[-1]}")
-    return find_sum(weights, sums, generator.random() * float(sums[-1]))
+    return find_sum(weights, sums, generator.random() * total)
 
 
 def running_sums(weights: Floats) -> Floats:
-    """Sums of the weights up to the end of each block, float64: what `find_sum` needs."""
+    """Sums of the weights up to the end of each block, float64: what `find_sum` needs.
+
+    A single block is summed up weight by weight.
+    """
+    if len(weights) <= _BLOCK:
+        sums: Floats = weights.cumsum(dtype=np.float64)
+        return sums
     starts = np.arange(0, len(weights), _BLOCK)
     result: Floats = np.cumsum(np.add.reduceat(weights, starts, dtype=np.float64))
     return result
@@ -97,8 +107,10 @@ def find_sum(weights: Floats, sums: Floats, target: float) -> int:
         An index with a weight above 0; where the target is not reached, the last of these.
     """
     block = _first_above(sums, target)
+    if len(weights) <= _BLOCK:
+        return block
     start = block * _BLOCK
-    inside = np.cumsum(weights[start : start + _BLOCK], dtype=np.float64)
+    inside = weights[start : start + _BLOCK].cumsum(dtype=np.float64)
     return start + _first_above(inside, target - (sums[block - 1] if block else 0.0))
 
 
@@ -108,10 +120,10 @@ def largest(row: Floats, count: int) -> NDArray[np.int64]:
     Raises:
         ValueError: if the row holds what is not a number.
     """
-    candidates = np.flatnonzero(row >= _lower_bound(row, count))
+    candidates: NDArray[np.int64] = (row >= _lower_bound(row, count)).nonzero()[0]
     if len(candidates) < count:
         raise ValueError("cannot choose by logits that are not numbers (NaN)")
-    order = np.argsort(-row[candidates], kind="stable")[:count]
+    order = (-row[candidates]).argsort(kind="stable")[:count]
     return candidates[order]
 
 
@@ -130,10 +142,13 @@ def _lower_bound(row: Floats, count: int) -> Any:
     if count > columns // 4:
         return np.partition(row, len(row) - count)[len(row) - count]
     maxima = row[: columns * _MAXIMUM_OF].reshape(_MAXIMUM_OF, columns).max(axis=0)
-    return np.partition(maxima, columns - count)[columns - count]
+    maxima.partition(columns - count)
+    return maxima[columns - count]
 
 
 def _first_above(cumulative: Floats, target: float) -> int:
     """The first index whose cumulative sum exceeds the target, or the one that reaches the last."""
-    last = np.searchsorted(cumulative, cumulative[-1], side="left")
-    return int(min(np.searchsorted(cumulative, target, side="right"), last))
+    index = int(cumulative.searchsorted(target, side="right"))
+    if index == len(cumulative):  # rounding: the target is not below the last sum
+        index = int(cumulative.searchsorted(cumulative[-1], side="left"))
+    return index

@@ -49,7 +49,8 @@ def teacher_forced_logits(
 def main() -> None:
     """The command."""
     request = json.load(sys.stdin)
-    decoder = SessionDecoder(load_bundle(Path(sys.argv[1])), device="cpu")
+    # Not packed on disk: the bundle that is being verified is not in its place yet.
+    decoder = SessionDecoder(load_bundle(Path(sys.argv[1])), device="cpu", packed_weights=False)
     logits = teacher_forced_logits(
         decoder,
         np.array(request["token_ids"], np.int64),

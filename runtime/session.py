@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,13 @@ from graphs.contract import (
     past_names,
     present_names,
 )
+from graphs.manifest import FileEntry
 from runtime.bundle import Bundle
 from runtime.cache import KVCache
 from runtime.decoder import IntArray, StepOutput
 from runtime.errors import BundleError, RuntimeMissingError
+from runtime.packed_weights import DATA_FILE, MODEL_FILE, PackedWeights, PackError
+from runtime.threads import available_cores
 
 try:
     import onnxruntime as ort
@@ -36,6 +40,19 @@ except ImportError as error:
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 DEVICES = ("auto", *PROVIDERS)
+# Without it, products of 8-bit numbers overflow on x86 CPUs that lack the VNNI instructions.
+EXACT = {"session.x64quantprecision": "1"}
+# Threads wait awake between the parts of a step and from one step to the next, but use no CPU soon
+# after the last one. By default they spin a million times, which is up to half a second.
+SPINNING = {"session.intra_op.spin_duration_us": "2000"}
+# Weights stay as they are in the file, mapped and shared by sessions and by processes.
+UNPACKED = {"session.disable_prepacking": "1"}
+# Saves a session's packed weights; smaller tensors stay in the graph file.
+WRITE_PACK = {
+    "session.optimized_model_external_initializers_file_name": DATA_FILE,
+    "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+    "session.save_external_prepacked_constant_initializers": "1",
+}
 CHUNK_TOKENS = 512  # of a long prompt at a time, which bounds the memory of its attention scores
 
 
@@ -57,7 +74,14 @@ class SessionDecoder:
     Args:
         bundle: what to run.
         device: `"cpu"`, `"cuda"` or `"auto"`.
-        threads: CPU threads of a step; by default one for each physical core.
+        threads: CPU threads of a step; by default one for each physical core that this process may
+            use, see `runtime.threads`.
+        packed_weights: whether a bundle for CPUs may keep its weights packed on disk, see
+            `runtime.packed_weights`. `False` packs them in memory at every start, for this process
+            alone, and writes nothing: for a bundle that is run once, or where disk is scarce.
+
+    Warns:
+        RuntimeWarning: if the weights cannot be kept packed on disk; they are packed in memory then.
 
     Raises:
         ValueError: if the device or the thread count is not valid.
@@ -65,16 +89,27 @@ class SessionDecoder:
         BundleError: if ONNX Runtime cannot load a graph.
     """
 
-    def __init__(self, bundle: Bundle, device: str = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: str = "auto",
+        threads: int | None = None,
+        *,
+        packed_weights: bool = True,
+    ) -> None:
         self.config = bundle.manifest.model
         self.cache_dtype = bundle.manifest.cache_dtype
         self._portable = bundle.manifest.target == "portable"
         provider = _choose_provider(device)
         self.device = next(name for name, value in PROVIDERS.items() if value == provider)
-        options = _session_options(threads)
-        self._sessions = {
-            phase: _open_session(bundle.graph_path(phase), options, provider) for phase in Phase
-        }
+        opener = _SessionOpener(bundle, provider, _check_threads(threads))
+        if self._portable or self.device != "cpu":
+            open_session = opener.unpacked
+        else:
+            open_session = opener.packed_on_disk if packed_weights else opener.packed_in_memory
+        graphs = bundle.manifest.graphs
+        sessions = {graph: open_session(graph) for graph in dict.fromkeys(graphs.values())}
+        self._sessions = {phase: sessions[graph] for phase, graph in graphs.items()}
 
     def new_cache(self, batch: int, capacity: int) -> BoundCache:
         """An empty cache of `batch` rows with room for `capacity` tokens each."""
@@ -199,29 +234,76 @@ def _choose_provider(device: str) -> str:
     return PROVIDERS[device]
 
 
-def _session_options(threads: int | None) -> Any:
-    if threads is not None and (type(threads) is not int or threads < 1):
+def _check_threads(threads: int | None) -> int:
+    """The number of threads; 0 leaves the choice to ONNX Runtime."""
+    if threads is None:
+        return available_cores() or 0
+    if type(threads) is not int or threads < 1:
         raise ValueError(f"threads must be a whole number of at least 1 or None, got {threads!r}")
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3  # errors only
-    # None leaves the choice to ONNX Runtime: one thread for each physical core.
-    options.intra_op_num_threads = threads or 0
-    options.inter_op_num_threads = 1
-    # Packed weights are a private copy for each session; unpacked ones stay mapped from the file,
-    # which both sessions and other processes share.
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    return options
+    return threads
 
 
-def _open_session(path: Path, options: Any, provider: str) -> Any:
-    try:
-        session = ort.InferenceSession(os.fspath(path), options, providers=[provider])
-    except Exception as error:  # ONNX Runtime's exceptions share no base of their own
-        raise BundleError(f"ONNX Runtime cannot load {path}: {error}") from error
-    # ONNX Runtime falls back to the CPU without a word.
-    if session.get_providers()[0] != provider:
-        raise RuntimeMissingError(
-            f"ONNX Runtime could not start {provider} and fell back to {session.get_providers()[0]}"
+class _SessionOpener:
+    """The ways to open a session on a bundle's graph files, by what becomes of the weights."""
+
+    def __init__(self, bundle: Bundle, provider: str, threads: int) -> None:
+        self._bundle = bundle
+        self._provider = provider
+        self._threads = threads
+
+    def unpacked(self, graph: FileEntry) -> Any:
+        """Weights mapped as they are; slow with the fused operators."""
+        return self._open(self._bundle.folder / graph.name, self._options(UNPACKED))
+
+    def packed_in_memory(self, graph: FileEntry) -> Any:
+        """Weights packed for this session."""
+        return self._open(self._bundle.folder / graph.name, self._options())
+
+    def packed_on_disk(self, graph: FileEntry) -> Any:
+        """Weights mapped from a pack, which is made if missing; in memory where that fails."""
+        flavour = f"{ort.__version__} {ort.get_build_info()} {ort.get_available_providers()}"
+        packs = PackedWeights(self._bundle, flavour, EXACT, self._write_pack)
+        options = self._options()
+        # The saved graph is an optimized one.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            return packs.open(graph, lambda path: self._open(path, options))
+        except PackError as error:
+            problem = error
+        session = self.packed_in_memory(graph)
+        warnings.warn(
+            f"the weights are packed in the memory of this process alone, at every start: {problem}. "
+            "Where that is as it should be, packed_weights=False says so",
+            RuntimeWarning,
+            stacklevel=2,
         )
-    return session
+        return session
+
+    def _write_pack(self, graph_path: Path, folder: Path) -> None:
+        options = self._options(WRITE_PACK)
+        options.optimized_model_filepath = os.fspath(folder / MODEL_FILE)
+        self._open(graph_path, options)
+
+    def _options(self, entries: Mapping[str, str] | None = None) -> Any:
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.log_severity_level = 3  # errors only
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        for name, value in {**EXACT, **SPINNING, **(entries or {})}.items():
+            options.add_session_config_entry(name, value)
+        return options
+
+    def _open(self, path: Path, options: Any) -> Any:
+        try:
+            session = ort.InferenceSession(os.fspath(path), options, providers=[self._provider])
+        except Exception as error:  # ONNX Runtime's exceptions share no base of their own
+            told = " ".join(str(error).split())
+            raise BundleError(f"ONNX Runtime cannot load {path}: {told}") from error
+        # ONNX Runtime falls back to the CPU without a word.
+        started = session.get_providers()[0]
+        if started != self._provider:
+            raise RuntimeMissingError(
+                f"ONNX Runtime could not start {self._provider} and fell back to {started}"
+            )
+        return session

@@ -8,7 +8,7 @@ in OPT's own tokenizer, as their `tokenizer.json` says in others.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -42,6 +42,8 @@ class Tokenizer:
             merge rule is not two tokens.
     """
 
+    _read: Callable[[], Pipeline] | None = None  # see `deferred`
+
     def __init__(
         self,
         vocabulary: Mapping[str, int] | str | Path,
@@ -68,6 +70,14 @@ class Tokenizer:
         names = (TOKENIZER_FILE, SPECIAL_TOKENS_FILE) if has_pipeline else plain
         return cls.from_files({name: Path(folder, name).read_text(encoding="utf-8") for name in names})
 
+    @classmethod
+    def deferred(cls, read: Callable[[], Pipeline]) -> Self:
+        """A tokenizer that is read when it is first used: a large one takes a tenth of a second."""
+        tokenizer = cls.__new__(cls)
+        tokenizer._set_pipeline(None)
+        tokenizer._read = read
+        return tokenizer
+
     def files(self) -> dict[str, str]:
         """All there is to know of the tokenizer, as text by file name.
 
@@ -88,6 +98,8 @@ class Tokenizer:
 
     @property
     def _pipeline(self) -> Pipeline:
+        if self._loaded is None and self._read is not None:
+            self._set_pipeline(self._read())
         if self._loaded is None:
             raise ValueError(
                 "No vocabulary has been set for the tokenizer: pass `vocabulary` and `merges` when "

@@ -107,19 +107,24 @@ class Pipeline:
         return {VOCABULARY_FILE: json.dumps(self.vocabulary, ensure_ascii=False), MERGES_FILE: lines}
 
 
+def check_file_names(names: Iterable[str]) -> None:
+    """Raises `ValueError` if files of these names are no tokenizer of a known kind."""
+    if set(names) not in ({VOCABULARY_FILE, MERGES_FILE}, {TOKENIZER_FILE, SPECIAL_TOKENS_FILE}):
+        raise ValueError(f"unknown kind of tokenizer: {sorted(names)}")
+
+
 def read_files(files: Mapping[str, str]) -> Pipeline:
     """The pipeline of tokenizer files, given as text by name.
 
     Raises:
         ValueError: if they are of no known kind, or not valid.
     """
-    if set(files) == {VOCABULARY_FILE, MERGES_FILE}:
+    check_file_names(files)
+    if VOCABULARY_FILE in files:
         vocabulary = parse_vocabulary(files[VOCABULARY_FILE], f" in {VOCABULARY_FILE}")
         return bpe_pipeline(vocabulary, parse_merges(files[MERGES_FILE]))
-    if set(files) == {TOKENIZER_FILE, SPECIAL_TOKENS_FILE}:
-        special = SpecialTokens.from_json(files[SPECIAL_TOKENS_FILE])
-        return json_pipeline(files[TOKENIZER_FILE], special)
-    raise ValueError(f"unknown kind of tokenizer: {sorted(files)}")
+    special = SpecialTokens.from_json(files[SPECIAL_TOKENS_FILE])
+    return json_pipeline(files[TOKENIZER_FILE], special)
 
 
 def bpe_pipeline(

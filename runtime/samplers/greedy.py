@@ -25,7 +25,7 @@ class GreedySampler(Sampler):
         self, logits: NDArray[np.float32], generators: Sequence[np.random.Generator]
     ) -> NDArray[np.int64]:
         """The index of each row's largest logit; `generators` are not used."""
-        token_ids: NDArray[np.int64] = np.argmax(logits, axis=-1)
+        token_ids: NDArray[np.int64] = logits.argmax(axis=-1)
         return token_ids
 
     def get_config(self) -> dict[str, Any]:

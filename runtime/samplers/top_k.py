@@ -42,7 +42,8 @@ class TopKSampler(Sampler):
         return np.array(picks, np.int64)
 
     def _draw(self, row: NDArray[np.float32], generator: np.random.Generator) -> int:
-        top = np.sort(largest(row, self.k))  # by id, as draws from the whole distribution are
+        top = largest(row, self.k)
+        top.sort()  # by id, as draws from the whole distribution are
         weights = exponentials(row[top].astype(np.float64), self.temperature)
         return int(top[draw_one(weights, generator)])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,9 +19,8 @@ from runtime.probabilities import (
 from runtime.samplers.arguments import share, whole_number, within_vocabulary
 from runtime.samplers.sampler import Sampler
 
-# The nucleus is first looked for among tokens of at least these shares of the best one's
-# probability, so that a whole sort is left to distributions that are nearly flat.
-_SHARES = tuple(math.exp(-distance) for distance in (3, 6, 9, 12))
+# Below 1 by more than sums in float64 are wrong.
+_BELOW_ONE = 0.99
 
 
 class TopPSampler(Sampler):
@@ -68,40 +66,46 @@ class TopPSampler(Sampler):
 
     def _draw(self, row: NDArray[np.float32], generator: np.random.Generator) -> int:
         weights = exponentials(row, self.temperature)
+        if self.k is None and self.p == 1:  # nothing to cut off
+            return draw_one(weights, generator)
+        total = float(weights.sum(dtype=np.float64))
         if self.k is None:
-            if self.p == 1:  # nothing to cut off
-                return draw_one(weights, generator)
-            kept = nucleus(weights, self.p * float(weights.sum(dtype=np.float64)))
+            kept = nucleus(weights, self.p * total, total)
         else:
-            top = np.sort(largest(row, self.k))
-            kept = top[nucleus(weights[top], self.p * float(weights.sum(dtype=np.float64)))]
+            top = largest(row, self.k)
+            top.sort()
+            kept = top[nucleus(weights[top], self.p * total, float(weights[top].sum(dtype=np.float64)))]
         return int(kept[draw_one(weights[kept], generator)])
 
     def get_config(self) -> dict[str, Any]:
         return {"p": self.p, "k": self.k, **super().get_config()}
 
 
-def nucleus(weights: Floats, mass: float) -> NDArray[np.int64]:
+def nucleus(weights: Floats, mass: float, total: float) -> NDArray[np.int64]:
     """The fewest largest weights whose sum exceeds a mass, all of them where none does.
 
     Args:
-        weights: [choices], the largest of them 1.
+        weights: [choices], not negative, some above 0.
         mass: what the sum must exceed; 0 or more.
+        total: sum of all weights.
 
     Returns:
         Their indices in rising order, of equal weights at the edge the lower ones, and none of no
         weight.
     """
-    for share_of_best in _SHARES:
-        values = weights[np.flatnonzero(weights >= share_of_best)]
-        if values.sum(dtype=np.float64) > mass:
-            break
-    else:
-        values = weights
-    values = np.sort(values)[::-1]
-    last = find_sum(values, running_sums(values), mass)
-    edge = values[last]
-    kept = np.flatnonzero(weights >= edge)
-    at_edge = np.flatnonzero(weights[kept] == edge)
-    surplus = len(kept) - (last + 1)
-    return np.delete(kept, at_edge[len(at_edge) - surplus :])
+    # Weights below this are together less than the total is above the mass, so none of them is in the
+    # nucleus, and only the few others need to be sorted.
+    floor = _BELOW_ONE * (total - mass) / len(weights)
+    candidates: NDArray[np.int64] = (weights >= floor).nonzero()[0]
+    values = weights[candidates]
+    falling = -values
+    falling.sort()
+    np.negative(falling, out=falling)  # a reversed view would be slow to sum up
+    last = find_sum(falling, running_sums(falling), mass)
+    edge = falling[last]
+    inside = values >= edge
+    surplus = np.count_nonzero(inside) - (last + 1)
+    if surplus:
+        at_edge = (values == edge).nonzero()[0]
+        inside[at_edge[len(at_edge) - surplus :]] = False
+    return candidates[inside.nonzero()[0]]

@@ -157,12 +157,38 @@ def test_names_that_lead_out_of_the_folder(toy_bundle_copy: Path, place: str, na
     assert_refused(toy_bundle_copy, r"manifest\.json: a bundle's files have plain names, got")
 
 
-def test_a_file_named_twice(toy_bundle_copy: Path) -> None:
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda values: values["graphs"]["decode"].update(name="prefill.onnx"),
+        lambda values: values["graphs"].update(decode=values["weights"]),
+        lambda values: values.update(weights=values["graphs"]["decode"]),
+        lambda values: values["tokenizer"].append(values["tokenizer"][0]),
+    ],
+    ids=["graph of another hash", "graph and weights", "weights and graph", "tokenizer"],
+)
+def test_a_file_named_twice(toy_bundle_copy: Path, edit: Place) -> None:
+    edit_manifest(toy_bundle_copy, edit)
+    assert_refused(toy_bundle_copy, "files are named twice")
+
+
+def test_both_phases_may_have_one_graph_file(toy_bundle_copy: Path) -> None:
+    before = load_bundle(toy_bundle_copy).manifest
     edit_manifest(
         toy_bundle_copy,
         lambda values: values["graphs"].update(decode=values["graphs"]["prefill"]),
     )
-    assert_refused(toy_bundle_copy, "files are named twice")
+    (toy_bundle_copy / "decode.onnx").unlink()
+    bundle = load_bundle(toy_bundle_copy, verify=True)
+    graph = toy_bundle_copy / "prefill.onnx"
+    assert [bundle.graph_path(phase) for phase in Phase] == [graph, graph]
+    names = [entry.name for entry in bundle.manifest.files]
+    assert names == ["prefill.onnx", "weights.bin", "vocabulary.json", "merges.txt"]
+    assert bundle.manifest.total_bytes == before.total_bytes - before.graphs[Phase.DECODE].size
+    bundle.manifest.write(toy_bundle_copy)
+    assert load_bundle(toy_bundle_copy).manifest == bundle.manifest
+    flip_byte(graph, 20)
+    assert_refused(toy_bundle_copy, r"prefill\.onnx was altered: its SHA-256 is another")
 
 
 @pytest.mark.parametrize("kept", [["vocabulary.json"], ["merges.txt"]])
@@ -177,7 +203,10 @@ def test_an_unknown_kind_of_tokenizer(toy_bundle_copy: Path, kept: list[str]) ->
 def test_a_tokenizer_that_is_none(toy_bundle_copy: Path) -> None:
     (toy_bundle_copy / "vocabulary.json").write_text("{}", "utf-8")
     approve(toy_bundle_copy, "vocabulary.json")
-    assert_refused(toy_bundle_copy, "Cannot find special token '</s>' in the vocabulary of 0 tokens")
+    tokenizer = load_bundle(toy_bundle_copy).tokenizer  # read when it is first used
+    assert tokenizer is not None
+    with pytest.raises(BundleError, match=r"bundle.*: Cannot find special token '</s>' in the voc.* 0"):
+        tokenizer.encode("text")
 
 
 @pytest.mark.parametrize(

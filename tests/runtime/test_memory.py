@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from runtime import memory
-from runtime.memory import peak_memory_bytes
+from runtime.memory import ResidentMemory, peak_memory_bytes, resident_memory
 
 MIB = 1024 * 1024
 
@@ -36,6 +36,15 @@ def test_linux_gives_the_mark_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> 
     text = "Name:\tpython\nVmPeak:\t  900 kB\nVmHWM:\t  1234 kB\nVmRSS:\t 1000 kB\n"
     monkeypatch.setattr(Path, "read_text", lambda self: text)
     assert peak_memory_bytes() == 1234 * 1024
+
+
+def test_what_is_in_ram_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "Name:\tpython\nVmRSS:\t 900 kB\nRssAnon:\t  300 kB\nRssFile:\t  600 kB\nThreads:\t1\n"
+    monkeypatch.setattr(Path, "exists", lambda self: True)
+    monkeypatch.setattr(Path, "read_text", lambda self: text)
+    assert resident_memory() == ResidentMemory(900 * 1024, 300 * 1024, 600 * 1024)
+    monkeypatch.setattr(Path, "exists", lambda self: False)
+    assert resident_memory() is None
 
 
 @pytest.mark.parametrize(("platform", "unit"), [("linux", 1024), ("darwin", 1)])

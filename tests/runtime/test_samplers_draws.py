@@ -99,8 +99,9 @@ def test_the_statistic_can_tell_a_distribution_that_is_a_little_off() -> None:
 
 
 def assert_nucleus(weights: np.ndarray, p: float) -> None:
-    mass = p * float(weights.sum(dtype=np.float64))
-    kept = nucleus(weights, mass)
+    total = float(weights.sum(dtype=np.float64))
+    mass = p * total
+    kept = nucleus(weights, mass, total)
     order = np.argsort(-weights, kind="stable")
     sums = np.append(0, np.cumsum(weights[order], dtype=np.float64))
     assert kept.tolist() == sorted(order[: len(kept)].tolist())
@@ -123,9 +124,14 @@ def test_the_nucleus_of_a_whole_vocabulary(spread: float, p: float) -> None:
 
 
 def test_the_nucleus_on_a_tie_has_the_lower_ids() -> None:
-    assert nucleus(np.full(8, 1, np.float32), 3.0).tolist() == [0, 1, 2, 3]
-    assert nucleus(np.array([0.5, 1, 0.5, 0.5, 0.25], np.float32), 1.2).tolist() == [0, 1]
-    assert nucleus(np.array([0.1, 1, 0.1], np.float32), 0.0).tolist() == [1]
+    assert nucleus(np.full(8, 1, np.float32), 3.0, 8.0).tolist() == [0, 1, 2, 3]
+    assert nucleus(np.array([0.5, 1, 0.5, 0.5, 0.25], np.float32), 1.2, 2.75).tolist() == [0, 1]
+    assert nucleus(np.array([0.1, 1, 0.1], np.float32), 0.0, 1.2).tolist() == [1]
+
+
+def test_the_nucleus_where_the_mass_is_not_exceeded_is_all_that_has_weight() -> None:
+    weights = np.array([0.5, 0, 1, 1e-10], np.float32)
+    assert nucleus(weights, 2.0, float(weights.sum(dtype=np.float64))).tolist() == [0, 2, 3]
 
 
 @pytest.mark.parametrize(
