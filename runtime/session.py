@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,8 @@ from runtime.errors import BundleError, RuntimeMissingError
 from runtime.packed_weights import DATA_FILE, MODEL_FILE, PackedWeights, PackError
 from runtime.threads import available_cores
 
+# ONNX Runtime reports usage to its makers unless told otherwise; who wants that sets the variable to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 try:
     import onnxruntime as ort
 except ImportError as error:
@@ -53,6 +56,9 @@ WRITE_PACK = {
     "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
     "session.save_external_prepacked_constant_initializers": "1",
 }
+# The attention kernel that keeps no scores takes up to twice as long for a prompt on the CPU, and as long
+# for one token; chunks bound the memory of the scores. Read when a session is opened.
+PLAIN_ATTENTION = {"ORT_GQA_DISABLE_FLASH_ATTENTION": "1"}
 CHUNK_TOKENS = 512  # of a long prompt at a time, which bounds the memory of its attention scores
 
 
@@ -243,6 +249,18 @@ def _check_threads(threads: int | None) -> int:
     return threads
 
 
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables set for a while, where they are not set already."""
+    added = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
 class _SessionOpener:
     """The ways to open a session on a bundle's graph files, by what becomes of the weights."""
 
@@ -296,7 +314,8 @@ class _SessionOpener:
 
     def _open(self, path: Path, options: Any) -> Any:
         try:
-            session = ort.InferenceSession(os.fspath(path), options, providers=[self._provider])
+            with _environment(PLAIN_ATTENTION):
+                session = ort.InferenceSession(os.fspath(path), options, providers=[self._provider])
         except Exception as error:  # ONNX Runtime's exceptions share no base of their own
             told = " ".join(str(error).split())
             raise BundleError(f"ONNX Runtime cannot load {path}: {told}") from error

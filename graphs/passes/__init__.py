@@ -16,6 +16,7 @@ from graphs.passes.skip_layer_norm import fuse_skip_layer_norm
 from graphs.passes.int4 import quantize_layers_int4, quantize_tables_int4
 from graphs.passes.int8 import quantize_layers_int8, quantize_tables_int8
 from graphs.passes.token_layout import keep_rows
+from graphs.passes.token_lookup import separate_lookup
 from graphs.program import Program
 from graphs.quantization import FLOAT, Scheme
 
@@ -24,14 +25,13 @@ Pass = Callable[[Program], int]
 # Plain ONNX, for any conforming runtime; then ONNX Runtime's own operators on top.
 _PORTABLE: tuple[Pass, ...] = (fuse_layer_norm, fuse_head)
 _FUSED: tuple[Pass, ...] = (*_PORTABLE, fuse_attention, fuse_skip_layer_norm)
-PASSES = {"portable": _PORTABLE, "cpu": _FUSED}
 _LAYERS: dict[str, tuple[Pass, ...]] = {
     "fp32": (),
     "int8": (quantize_layers_int8,),
     "int4": (quantize_layers_int4,),
 }
 _TABLES: dict[str, tuple[Pass, ...]] = {
-    "fp32": (),
+    "fp32": (separate_lookup,),
     "int8": (quantize_tables_int8,),
     "int4": (quantize_tables_int4,),
 }
@@ -39,10 +39,10 @@ _TABLES: dict[str, tuple[Pass, ...]] = {
 
 def passes(target: str = "portable", scheme: Scheme = FLOAT) -> tuple[Pass, ...]:
     """The passes of a target and of how its weights are stored, in order."""
-    if not scheme.quantized:
-        return PASSES[target]
-    layout = (keep_rows, halve_positions)
-    return (*PASSES[target], *layout, *_LAYERS[scheme.layers], *_TABLES[scheme.tables])
+    if target == "portable":
+        return _PORTABLE
+    layout = (keep_rows, halve_positions) if scheme.quantized else ()
+    return (*_FUSED, *layout, *_LAYERS[scheme.layers], *_TABLES[scheme.tables])
 
 
 def rewrite(program: Program, target: str = "portable", scheme: Scheme = FLOAT) -> dict[str, int]:
@@ -65,6 +65,7 @@ def expected_counts(
         "fuse_head": 1,
         "fuse_attention": attentions,
         "fuse_skip_layer_norm": joined,
+        "separate_lookup": int(config.tied_head),
         "keep_rows": attentions,
         "halve_positions": 1,
         "quantize_layers_int8": products,
