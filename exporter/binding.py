@@ -103,7 +103,8 @@ def write_bound_graph(
     for name, value in program.weights.items():
         if not value.uses():  # a weight that this graph does not need
             continue
-        assert value.dtype is not None and value.shape is not None
+        assert value.dtype is not None
+        assert value.shape is not None
         extent = extents[program.views.get(name, name)]
         value.const_value = ir.ExternalTensor(
             weights_name,

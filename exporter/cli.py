@@ -126,7 +126,7 @@ def _read_text(path: str) -> str:
 def _run(options: argparse.Namespace) -> None:
     if options.quiet:
         os.environ.update(QUIET_CLIENTS)
-    calibration = _read_text(options.calibration) if options.calibration else None
+    calibration = None if options.calibration is None else _read_text(options.calibration)
     resolve_preset(options.preset)  # a wrong name is told before TensorFlow is loaded
     with _quiet_stderr():
         from exporter.export import export_bundle  # Keras and TensorFlow: only when there is work

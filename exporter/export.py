@@ -42,7 +42,7 @@ from graphs.manifest import (
 )
 from graphs.passes import expected_counts, rewrite
 from graphs.program import Program
-from graphs.quantization import Scheme, phase_schemes
+from graphs.quantization import Scheme, int4_block_size, phase_schemes
 from graphs.versions import package_versions
 from runtime import samplers
 from runtime.memory import peak_memory_bytes
@@ -122,22 +122,26 @@ def export_bundle(
     Raises:
         PresetError: if the preset is unknown, incomplete or no OPT model.
         CheckpointError: if its tensors do not fit; all of them are named.
-        ExportError: if the output exists, the disk is too small or verification failed.
+        ExportError: if the output exists, the disk is too small, the calibration text is too short or
+            verification failed.
+        ValueError: if the choices do not fit each other or the model.
     """
     started = time.perf_counter()
     progress = progress or Progress(quiet=True)
-    schemes = _check_choices(precision, target, prefill_precision)
+    schemes = _check_choices(precision, target, prefill_precision, calibration)
     verify_as = None if verify is None else Verify(_check_choice("verify", verify, tuple(Verify)))
     if isinstance(model, CausalLM):
         subject = _live_subject(model)
     else:
         progress.phase(f"Reading preset {model}")
         subject = _preset_subject(str(model), read_preset(resolve_preset(model)))
+    config = subject.config
+    if precision == "int4":
+        int4_block_size(config)  # which refuses sizes that it has no blocks for
     folder = Path(output) if output is not None else Path(subject.name)
     check_target(folder, force=force)
 
     comparison = None
-    config = subject.config
     with contextlib.closing(subject.weights) as source, contextlib.closing(progress):
         graphs = _build_graphs(config, target, schemes, progress)
         needed = needed_weights(program for program in graphs.programs.values())
@@ -267,7 +271,9 @@ def _manifest(
     )
 
 
-def _check_choices(precision: str, target: str, prefill_precision: str | None) -> dict[Phase, Scheme]:
+def _check_choices(
+    precision: str, target: str, prefill_precision: str | None, calibration: str | None
+) -> dict[Phase, Scheme]:
     _check_choice("precision", precision, PRECISIONS)
     _check_choice("target", target, TARGETS)
     if precision != "fp32" and target != "cpu":
@@ -276,6 +282,8 @@ def _check_choices(precision: str, target: str, prefill_precision: str | None) -
         _check_choice("prefill_precision", prefill_precision, ("int8",))
         if precision != "int4":
             raise ValueError(f"prefill_precision is a choice of int4 bundles, not of {precision}")
+    if calibration is not None and precision == "fp32":
+        raise ValueError("calibration is for int8 and int4; fp32 weights are stored as they are")
     return phase_schemes(precision, prefill_precision)
 
 

@@ -52,7 +52,7 @@ def verify_graphs(folder: Path) -> Manifest:
         manifest = read_manifest(folder)
         manifest.check_files(folder, weights_hash=False)
         # A graph that serves both phases is one of any number of tokens, as prefill's is.
-        phases = {entry.name: phase for phase, entry in reversed(manifest.graphs.items())}
+        phases = {entry.name: phase for phase, entry in reversed(list(manifest.graphs.items()))}
         for name, phase in phases.items():
             check_graph(
                 folder / name, manifest.model, phase, manifest.weights.name, manifest.cache_dtype

@@ -17,8 +17,8 @@ class Program:
 
     Attributes:
         model: the graph. Its inputs and outputs are the contract's.
-        weights: the graph's weight values by the name of the model's weight, or of the stored tensor that
-            a pass put in its place.
+        weights: the graph's weight values by the name of the model's weight, or of the stored tensor
+            that a pass put in its place.
         config: sizes and switches of the model.
         views: weights that share the bytes of another one, by name.
     """
@@ -44,6 +44,12 @@ class Program:
                 type=ir.TensorType(ir.DataType.from_numpy(np.dtype(tensor.dtype))),
             )
         return self.weights[tensor.name]
+
+    def shape_of(self, weight: str) -> tuple[int, ...]:
+        """The shape of a weight, by its name."""
+        shape = self.weights[weight].shape
+        assert shape is not None
+        return shape.numpy()
 
     def name_of(self, value: ir.Value | None) -> str | None:
         """The name of the weight that a value is, or `None`."""

@@ -172,7 +172,7 @@ def int4_block_size(config: ModelConfig) -> int:
     Raises:
         ValueError: if no block size does.
     """
-    widths = (config.hidden_dim, config.intermediate_dim, config.embedding_width)
+    widths = _input_widths(config)
     for size in BLOCK_SIZES:
         if all(width % size == 0 for width in widths):
             return size
@@ -182,9 +182,23 @@ def int4_block_size(config: ModelConfig) -> int:
     )
 
 
+def takes_int4(config: ModelConfig) -> bool:
+    """Whether a model's weights can be stored as int4."""
+    return all(width % BLOCK_SIZES[-1] == 0 for width in _input_widths(config))
+
+
+def _input_widths(config: ModelConfig) -> tuple[int, ...]:
+    return config.hidden_dim, config.intermediate_dim, config.embedding_width
+
+
 def is_layer_matrix(weight: str) -> bool:
     """Whether a weight is a matrix of a decoder layer, by its Keras path."""
     return weight.startswith("transformer_layer_") and weight.endswith("/kernel")
+
+
+def is_token_table(weight: str) -> bool:
+    """Whether a weight is the token embedding, by its Keras path."""
+    return weight == "embeddings/token_embedding/embeddings"
 
 
 def is_position_table(weight: str) -> bool:
@@ -199,4 +213,5 @@ def half_positions(weight: str, config: ModelConfig) -> StoredTensor:
 
 def smooths_head(config: ModelConfig) -> bool:
     """Whether the head's inputs can be smoothed by the norm before it."""
-    return config.norm_first and config.final_norm and config.norm_affine and config.embedding_dim is None
+    norm = config.norm_first and config.final_norm and config.norm_affine
+    return norm and config.embedding_dim is None

@@ -25,3 +25,13 @@ def cpu_features(cpuinfo: Path = CPUINFO) -> str:
         if name.strip() in _FIELDS_OF_X86 + _FIELDS_OF_ARM:
             values.append(value.strip())
     return " | ".join(values)
+
+
+def sums_8_bit_products_exactly(cpuinfo: Path = CPUINFO) -> bool:
+    """Whether products of unsigned and signed 8-bit numbers cannot overflow on this CPU.
+
+    x86 CPUs without the VNNI instructions add pairs of them in 16 bits, which saturates.
+    """
+    features = cpu_features(cpuinfo)
+    is_x86 = features.split()[0].lower() in ("x86_64", "amd64", "i386", "i686", "x86")
+    return not is_x86 or "vnni" in features

@@ -6,7 +6,6 @@ reason, and what a row becomes does not depend on the rows beside it.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -78,19 +77,34 @@ class Row:
         self.finish_reason = self.request.finish_reason(self.token_ids)
 
 
+class _Stopwatch:
+    """Adds up the time spent inside; a `contextlib` manager would cost a step ten times as much."""
+
+    __slots__ = ("_started", "seconds")
+
+    def __init__(self) -> None:
+        self.seconds = self._started = 0.0
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._started
+
+
 class Run(ABC):
     """One batch of rows through prefill and decode.
 
     Attributes:
         rows: the batch.
-        prefill_seconds, decode_seconds: time spent so far; choosing tokens counts as decoding.
+        prefill_seconds: time spent on the prompts.
     """
 
     def __init__(self, decoder: Decoder, requests: Sequence[RowRequest]) -> None:
         self._decoder = decoder
         self.rows = [Row(request) for request in requests]
         self.prefill_seconds = 0.0
-        self.decode_seconds = 0.0
+        self._decode_time = _Stopwatch()
 
     @abstractmethod
     def steps(self) -> Iterator[dict[int, int]]:
@@ -119,12 +133,14 @@ class Run(ABC):
         self.prefill_seconds = time.perf_counter() - started
         return cache, output
 
-    @contextlib.contextmanager
-    def _decoding(self) -> Iterator[None]:
+    def _decoding(self) -> _Stopwatch:
         """Counts the time that is spent inside as decoding."""
-        started = time.perf_counter()
-        yield
-        self.decode_seconds += time.perf_counter() - started
+        return self._decode_time
+
+    @property
+    def decode_seconds(self) -> float:
+        """Time spent on decoding so far; choosing tokens counts as that."""
+        return self._decode_time.seconds
 
 
 class TokenSampler(Protocol):
@@ -158,19 +174,15 @@ class GenerationRun(Run):
         with self._decoding():
             drawn = self._draw(output.logits, running)
         while True:
-            with_end = False
             for i, token_id in drawn.items():
-                row = self.rows[i]
-                row.push(token_id)
+                self.rows[i].push(token_id)
                 next_ids[i, 0] = token_id
-                if row.finish_reason is not None:
-                    new_lengths[i] = 0
-                    with_end = True
-            if with_end:
-                running = self._running()
             yield drawn
-            if not running:
-                return
+            if ended := [i for i in running if self.rows[i].finish_reason is not None]:
+                new_lengths[ended] = 0
+                running = self._running()
+                if not running:
+                    return
             with self._decoding():
                 output = self._decoder.append(cache, next_ids, new_lengths)
                 drawn = self._draw(output.logits, running)

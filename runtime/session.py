@@ -25,6 +25,7 @@ from graphs.contract import (
 from graphs.manifest import FileEntry
 from runtime.bundle import Bundle
 from runtime.cache import KVCache
+from runtime.cpu_features import sums_8_bit_products_exactly
 from runtime.decoder import IntArray, StepOutput
 from runtime.errors import BundleError, RuntimeMissingError
 from runtime.packed_weights import DATA_FILE, MODEL_FILE, PackedWeights, PackError
@@ -43,8 +44,9 @@ except ImportError as error:
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 DEVICES = ("auto", *PROVIDERS)
-# Without it, products of 8-bit numbers overflow on x86 CPUs that lack the VNNI instructions.
-EXACT = {"session.x64quantprecision": "1"}
+# Products of 8-bit numbers in a way that does not overflow, which takes two to three times as long: for
+# CPUs whose fast way does.
+EXACT = {} if sums_8_bit_products_exactly() else {"session.x64quantprecision": "1"}
 # Threads wait awake between the parts of a step and from one step to the next, but use no CPU soon
 # after the last one. By default they spin a million times, which is up to half a second.
 SPINNING = {"session.intra_op.spin_duration_us": "2000"}
@@ -56,6 +58,8 @@ WRITE_PACK = {
     "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
     "session.save_external_prepacked_constant_initializers": "1",
 }
+# ONNX Runtime joins a norm and the sum before it into one operator that takes five times as long.
+SLOW_FUSIONS = ["SkipLayerNormFusion", "BiasSkipLayerNormFusion"]
 # The attention kernel that keeps no scores takes up to twice as long for a prompt on the CPU, and as long
 # for one token; chunks bound the memory of the scores. Read when a session is opened.
 PLAIN_ATTENTION = {"ORT_GQA_DISABLE_FLASH_ATTENTION": "1"}
@@ -280,7 +284,8 @@ class _SessionOpener:
     def packed_on_disk(self, graph: FileEntry) -> Any:
         """Weights mapped from a pack, which is made if missing; in memory where that fails."""
         flavour = f"{ort.__version__} {ort.get_build_info()} {ort.get_available_providers()}"
-        packs = PackedWeights(self._bundle, flavour, EXACT, self._write_pack)
+        choices = {**EXACT, "disabled_optimizers": " ".join(SLOW_FUSIONS)}
+        packs = PackedWeights(self._bundle, flavour, choices, self._write_pack)
         options = self._options()
         # The saved graph is an optimized one.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -315,7 +320,12 @@ class _SessionOpener:
     def _open(self, path: Path, options: Any) -> Any:
         try:
             with _environment(PLAIN_ATTENTION):
-                session = ort.InferenceSession(os.fspath(path), options, providers=[self._provider])
+                session = ort.InferenceSession(
+                    os.fspath(path),
+                    options,
+                    providers=[self._provider],
+                    disabled_optimizers=SLOW_FUSIONS,
+                )
         except Exception as error:  # ONNX Runtime's exceptions share no base of their own
             told = " ".join(str(error).split())
             raise BundleError(f"ONNX Runtime cannot load {path}: {told}") from error

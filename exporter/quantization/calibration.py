@@ -134,9 +134,7 @@ def calibrate(
 
 
 @contextlib.contextmanager
-def _observed(
-    layer: OPTDecoderLayer, name: str, observe: Callable[[str, Any], None]
-) -> Iterator[None]:
+def _observed(layer: OPTDecoderLayer, name: str, observe: Callable[[str, Any], None]) -> Iterator[None]:
     """Within it, every dense layer tells its input under its kernel's name before it computes."""
 
     def observing(kernel: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -146,12 +144,13 @@ def _observed(
 
         return observe_and_call
 
+    dense_layers: dict[str, Any] = layer.dense_layers
     try:
-        for path, dense in layer.dense_layers.items():
+        for path, dense in dense_layers.items():
             dense.call = observing(f"{name}/{path}/kernel", dense.call)
         yield
     finally:
-        for dense in layer.dense_layers.values():
+        for dense in dense_layers.values():
             del dense.call  # the class's own again
 
 

@@ -23,6 +23,7 @@ from graphs.quantization import (
     int4_block_size,
     is_layer_matrix,
     is_position_table,
+    takes_int4,
 )
 
 OUTPUT_CHUNK = 1024  # output channels of a matrix that become int4 codes at a time
@@ -94,19 +95,17 @@ def _of_weight(
 ) -> Iterator[Recipe]:
     """Every way in which a weight may be stored."""
     shape = source.shapes[weight]
-    yield Recipe(
-        (StoredTensor(weight, "float32", shape),), lambda: _contiguous(source.blocks(weight))
-    )
+    yield Recipe((StoredTensor(weight, "float32", shape),), lambda: _contiguous(source.blocks(weight)))
     if is_layer_matrix(weight):
         yield _int8_matrix(source, weight, activations)
-        if shape[0] % 16 == 0:
+        if takes_int4(config):
             yield _int4_matrix(config, source, weight, activations)
     elif is_position_table(weight):
         half = half_positions(weight, config)
         yield Recipe((half,), lambda: (b.astype(np.float16) for b in source.blocks(weight)))
     elif weight == TOKEN_TABLE or weight == "head/embeddings":
         yield _int8_table(config, source, weight, activations)
-        if shape[1] % 16 == 0:
+        if takes_int4(config):
             yield _int4_table(config, source, weight, activations)
 
 

@@ -1,9 +1,9 @@
 """SmoothQuant: scales move from activations with outliers into the weights they are multiplied with.
 
 Follows "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models"
-(https://arxiv.org/abs/2211.10438). Channel j of a dense layer's input is divided by s_j and row j of its
-kernel multiplied by it, which changes no result. What makes the input takes the division, so that it
-costs nothing: a norm's scale and offset, or the columns and bias of the dense layer before.
+(https://arxiv.org/abs/2211.10438). Channel j of a dense layer's input is divided by s_j and row j of
+its kernel multiplied by it, which changes no result. What makes the input takes the division, so that
+it costs nothing: a norm's scale and offset, or the columns and bias of the dense layer before.
 """
 
 from __future__ import annotations
@@ -58,9 +58,7 @@ def smoothing_factors(
     return factors
 
 
-def embedding_multiplier(
-    config: ModelConfig, factors: Mapping[str, np.ndarray]
-) -> np.ndarray | None:
+def embedding_multiplier(config: ModelConfig, factors: Mapping[str, np.ndarray]) -> np.ndarray | None:
     """What token embeddings, looked up in a smoothed table, are to be multiplied with.
 
     A tied table's columns carry the head's factors, float32 [hidden]; `None` if they carry none.

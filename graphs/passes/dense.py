@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from graphs.passes.matching import only_user, pairs
 from graphs.program import Program
-from graphs.quantization import is_layer_matrix
+from graphs.quantization import is_layer_matrix, is_token_table
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def token_lookup(program: Program) -> Lookup | None:
         if node.op_type == "Gather" and node.domain == "" and node.attributes.get_int("axis", 0) == 0:
             table, rows = node.inputs
             weight = program.name_of(table)
-            if weight is not None and rows is not None and weight.endswith("token_embedding/embeddings"):
+            if rows is not None and weight is not None and is_token_table(weight):
                 return Lookup(node, weight, rows)
     return None
 
@@ -93,9 +93,7 @@ def head_product(program: Program) -> Head | None:
     return None
 
 
-def replace_span(
-    program: Program, last: ir.Value, nodes: list[ir.Node], output: ir.Value
-) -> None:
+def replace_span(program: Program, last: ir.Value, nodes: list[ir.Node], output: ir.Value) -> None:
     """Puts nodes where a value was made, their output in its place; what made it is left for later."""
     node = last.producer()
     assert node is not None

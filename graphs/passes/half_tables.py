@@ -13,7 +13,9 @@ from graphs.quantization import half_positions, is_position_table
 def halve_positions(program: Program) -> int:
     """Rewrites the lookup of positions; returns how many."""
     for node in program.graph:
-        weight = program.name_of(node.inputs[0]) if node.op_type == "Gather" else None
+        if node.op_type != "Gather" or node.attributes.get_int("axis", 0) != 0:
+            continue
+        weight = program.name_of(node.inputs[0])
         if weight is None or not is_position_table(weight):
             continue
         table = program.stored(half_positions(weight, program.config))

@@ -1,7 +1,8 @@
 """Puts 4-bit products where float ones were: weights in blocks, each with a scale and a zero point.
 
-MatMulNBits unpacks blocks as it multiplies; with accuracy level 4 it quantizes activations to int8, each
-row's blocks by themselves. One table serves the head and, through GatherBlockQuantized, the embedding
+MatMulNBits unpacks blocks as it multiplies; with accuracy level 4 it quantizes activations to int8,
+each row's blocks by themselves. One table serves the head and, through GatherBlockQuantized, the
+embedding
 (https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.MatMulNBits).
 """
 
@@ -21,9 +22,7 @@ def quantize_layers_int4(program: Program) -> int:
     """Rewrites every product with a decoder layer's matrix; returns how many."""
     count = 0
     for dense in layer_products(program):
-        shape = program.weights[dense.weight].shape
-        assert shape is not None
-        inputs, outputs = (int(d) for d in shape)
+        inputs, outputs = program.shape_of(dense.weight)
         product = _product(program, dense.inputs, dense.weight, outputs, inputs, dense.bias)
         replace_span(program, dense.output, [product], product.outputs[0])
         count += 1

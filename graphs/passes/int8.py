@@ -28,9 +28,7 @@ def quantize_layers_int8(program: Program) -> int:
 
 
 def _replace_dense(program: Program, dense: Dense) -> None:
-    shape = program.weights[dense.weight].shape
-    assert shape is not None
-    matrix = Int8Matrix.of(dense.weight, tuple(int(d) for d in shape))
+    matrix = Int8Matrix.of(dense.weight, program.shape_of(dense.weight))
     relu = producer(dense.inputs, "Relu")
     inputs = relu.inputs[0] if relu is not None else dense.inputs
     quantize = ir.node(

@@ -1,8 +1,8 @@
 """Keeps tokens laid out by rows, [batch, sequence, width], from the embedding to the last norm.
 
 The trace lays all tokens out flat, so that every dense layer is one matrix product; the fused attention
-wants rows, and takes two Reshapes a layer for it. ONNX Runtime's quantized products take rows too, so the
-Reshapes can go. (Its float product and bias are one operator only when flat.)
+wants rows, and takes two Reshapes a layer for it. ONNX Runtime's quantized products take rows too, so
+the Reshapes can go. (Its float product and bias are one operator only when flat.)
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def keep_rows(program: Program) -> int:
         _replace_uses(node.outputs[0], node.inputs[0])
     for node in attentions:
         packed, flat = producer(node.inputs[0], "Reshape"), only_user(node.outputs[0], "Reshape")
-        assert packed is not None and flat is not None
+        assert packed is not None
+        assert flat is not None
         _replace_uses(packed.outputs[0], packed.inputs[0])
         _replace_uses(flat.outputs[0], node.outputs[0])
     _flatten_last(program, reshaped)

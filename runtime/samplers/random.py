@@ -30,7 +30,7 @@ class RandomSampler(Sampler):
     ) -> NDArray[np.int64]:
         """Draws from the softmax over each row."""
         picks = [
-            draw_one(exponentials(row, self.temperature), generator)
+            draw_one(exponentials(row, self.temperature, in_place=True), generator)
             for row, generator in zip(logits, generators, strict=True)
         ]
         return np.array(picks, np.int64)

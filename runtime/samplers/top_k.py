@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.probabilities import draw_one, exponentials, largest
+from runtime.probabilities import draw_few, draw_one, exponentials, largest_by_id
 from runtime.samplers.arguments import whole_number, within_vocabulary
 from runtime.samplers.sampler import Sampler
+
+_FEW = 64  # choices: a loop over more is slower than array operations
 
 
 class TopKSampler(Sampler):
@@ -42,9 +44,11 @@ class TopKSampler(Sampler):
         return np.array(picks, np.int64)
 
     def _draw(self, row: NDArray[np.float32], generator: np.random.Generator) -> int:
-        top = largest(row, self.k)
-        top.sort()  # by id, as draws from the whole distribution are
-        weights = exponentials(row[top].astype(np.float64), self.temperature)
+        top = largest_by_id(row, self.k)  # in the order of draws from the whole distribution
+        logits = row[top]
+        if len(top) <= _FEW:
+            return int(top[draw_few(logits.tolist(), self.temperature, generator)])
+        weights = exponentials(logits.astype(np.float64), self.temperature)
         return int(top[draw_one(weights, generator)])
 
     def get_config(self) -> dict[str, Any]:

@@ -13,13 +13,13 @@ from runtime.probabilities import (
     draw_one,
     exponentials,
     find_sum,
-    largest,
+    largest_by_id,
     running_sums,
 )
 from runtime.samplers.arguments import share, whole_number, within_vocabulary
 from runtime.samplers.sampler import Sampler
 
-# Below 1 by more than sums in float64 are wrong.
+# Below 1 by more than sums in float32 are wrong, which NumPy adds up pairwise.
 _BELOW_ONE = 0.99
 
 
@@ -65,16 +65,16 @@ class TopPSampler(Sampler):
         return np.array(picks, np.int64)
 
     def _draw(self, row: NDArray[np.float32], generator: np.random.Generator) -> int:
-        weights = exponentials(row, self.temperature)
-        if self.k is None and self.p == 1:  # nothing to cut off
+        top = None if self.k is None else largest_by_id(row, self.k)
+        weights = exponentials(row, self.temperature, in_place=True)
+        if top is None and self.p == 1:  # nothing to cut off
             return draw_one(weights, generator)
-        total = float(weights.sum(dtype=np.float64))
-        if self.k is None:
+        total = float(weights.sum())
+        if top is None:
             kept = nucleus(weights, self.p * total, total)
         else:
-            top = largest(row, self.k)
-            top.sort()
-            kept = top[nucleus(weights[top], self.p * total, float(weights[top].sum(dtype=np.float64)))]
+            among = weights[top]
+            kept = top[nucleus(among, self.p * total, float(among.sum()))]
         return int(kept[draw_one(weights[kept], generator)])
 
     def get_config(self) -> dict[str, Any]:
@@ -108,4 +108,5 @@ def nucleus(weights: Floats, mass: float, total: float) -> NDArray[np.int64]:
     if surplus:
         at_edge = (values == edge).nonzero()[0]
         inside[at_edge[len(at_edge) - surplus :]] = False
-    return candidates[inside.nonzero()[0]]
+    kept: NDArray[np.int64] = candidates[inside.nonzero()[0]]
+    return kept
