@@ -29,9 +29,11 @@ class KVCache:
         sizes = {"batch": batch, "capacity": capacity + 1}
         shape = tuple(sizes[d] if isinstance(d, str) else d for d in cache_shape(config))
         self.capacity = capacity
-        # Zeros, because masked slots are multiplied by zero and must not hold NaN.
+        # Zeros, because masked slots are multiplied by zero and must not hold NaN. One array, because
+        # NumPy asks for huge pages where one is large enough: fewer faults, fewer misses.
+        buffers = np.zeros((config.num_layers, 2, *shape), dtype)
         self.layers: list[tuple[NDArray[np.generic], NDArray[np.generic]]] = [
-            (np.zeros(shape, dtype), np.zeros(shape, dtype)) for _ in range(config.num_layers)
+            (keys, values) for keys, values in buffers
         ]
         self.lengths = np.zeros(batch, np.int32)
 
