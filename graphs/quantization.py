@@ -106,8 +106,8 @@ class Int8Lookup:
     Attributes:
         codes: int8 [vocabulary, width].
         scales: float32 [vocabulary, 1].
-        factors: float32 [width], what a looked-up row is multiplied with where the head that shares the
-            table was smoothed; else `None`.
+        factors: float32 [width], what a looked-up row is multiplied with where it is one of the head's,
+            which are smoothed; else `None`. See `head_factors`.
     """
 
     codes: StoredTensor
@@ -125,11 +125,10 @@ class Int8Lookup:
                 None,
             )
         head = Int8Matrix.of(weight, (rows, width), outputs_axis=0)
-        factors = StoredTensor(f"{weight}.factors", "float32", (width,))
         return cls(
             head.codes.view(f"{weight}.int8.rows", (rows, width)),
             head.scales.view(f"{weight}.int8.rows.scales", (rows, 1)),
-            factors if smooths_head(config) else None,
+            head_factors(weight, width),
         )
 
 
@@ -211,7 +210,9 @@ def half_positions(weight: str, config: ModelConfig) -> StoredTensor:
     return StoredTensor(f"{weight}.fp16", "float16", (config.max_sequence_length, config.hidden_dim))
 
 
-def smooths_head(config: ModelConfig) -> bool:
-    """Whether the head's inputs can be smoothed by the norm before it."""
-    norm = config.norm_first and config.final_norm and config.norm_affine
-    return norm and config.embedding_dim is None
+def head_factors(weight: str, width: int) -> StoredTensor:
+    """What the inputs of an int8 head are multiplied with, float32 [width]: smoothing, undone in its rows.
+
+    A vector of its own, because the hidden states before it are an output of the graphs.
+    """
+    return StoredTensor(f"{weight}.factors", "float32", (width,))

@@ -40,8 +40,6 @@ def prepare_weights(
         return source, UNQUANTIZED
     token_ids = calibration_tokens(tokenizer, text, config)
     statistics = calibrate(config, source, token_ids, progress)
-    if all(scheme.layers != "int8" for scheme in schemes):
-        return source, Activations(statistics, {})
     progress.phase("Smoothing")
     factors = smoothing_factors(config, source, statistics)
     if all(scheme.tables != "int8" for scheme in schemes):

@@ -11,7 +11,7 @@ from exporter.layer_walk import TOKEN_TABLE
 from exporter.quantization.calibration import ActivationStatistics
 from exporter.quantization.int4 import quantize_blocks
 from exporter.quantization.int8 import quantize_columns, quantize_rows
-from exporter.quantization.smoothing import activation_scale, embedding_multiplier
+from exporter.quantization.smoothing import activation_scale
 from exporter.weights import WeightSource, read_weight
 from graphs.contract import ModelConfig
 from graphs.quantization import (
@@ -20,6 +20,7 @@ from graphs.quantization import (
     Int8Matrix,
     StoredTensor,
     half_positions,
+    head_factors,
     int4_block_size,
     is_layer_matrix,
     is_position_table,
@@ -140,9 +141,8 @@ def _int8_table(
     lookup = Int8Lookup.of(weight, config)
     tensors = [matrix.codes, matrix.scales] if is_head else [lookup.codes, lookup.scales]
     if is_head:
-        tensors += [matrix.input_scale, matrix.input_zero_point]
-    if weight == TOKEN_TABLE and lookup.factors is not None:
-        tensors.append(lookup.factors)
+        factors = head_factors(weight, config.embedding_width)
+        tensors += [matrix.input_scale, matrix.input_zero_point, factors]
 
     def make() -> Iterator[np.ndarray]:
         scales = []
@@ -153,10 +153,7 @@ def _int8_table(
         yield np.concatenate(scales)
         if is_head:
             yield from _input_scale(weight, activations)
-        if weight == TOKEN_TABLE and lookup.factors is not None:
-            multiplier = embedding_multiplier(config, activations.factors)
-            assert multiplier is not None
-            yield np.asarray(multiplier, np.float32)
+            yield 1 / activations.factors[weight]
 
     return Recipe(tuple(tensors), make)
 

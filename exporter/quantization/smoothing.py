@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from exporter.layer_walk import TOKEN_TABLE, head_table
+from exporter.layer_walk import head_table
 from exporter.quantization.calibration import ActivationStatistics
 from exporter.weights import WeightSource
 from graphs.contract import ModelConfig
@@ -58,15 +58,6 @@ def smoothing_factors(
     return factors
 
 
-def embedding_multiplier(config: ModelConfig, factors: Mapping[str, np.ndarray]) -> np.ndarray | None:
-    """What token embeddings, looked up in a smoothed table, are to be multiplied with.
-
-    A tied table's columns carry the head's factors, float32 [hidden]; `None` if they carry none.
-    """
-    head = factors.get(TOKEN_TABLE)
-    return None if head is None else 1 / head
-
-
 def activation_scale(
     statistics: ActivationStatistics, factors: np.ndarray | None = None
 ) -> tuple[np.float32, np.uint8]:
@@ -90,7 +81,8 @@ def activation_scale(
 class SmoothedWeights:
     """The weights of another source with factors folded in; the same function, up to rounding.
 
-    Only the token embedding differs: see `embedding_multiplier`.
+    Only the head's table differs: its columns carry factors that nothing here divides by. Its inputs are to
+    be divided by them, and where it is the token embedding too, so are the rows that are looked up.
     """
 
     def __init__(
@@ -141,8 +133,7 @@ def _makers(config: ModelConfig) -> dict[str, list[_Maker]]:
         makers[f"{layer}/attention/output/kernel"] = _dense(config, f"{layer}/attention/qkv", values)
         if config.activation == "relu":  # the only one with f(x / s) = f(x) / s
             makers[f"{layer}/output/kernel"] = _dense(config, f"{layer}/intermediate")
-    if norms_fold and config.final_norm and config.embedding_dim is None:
-        makers[head_table(config)] = _norm("layer_norm")
+    makers[head_table(config)] = []  # the graph divides: the last hidden states are an output too
     return makers
 
 

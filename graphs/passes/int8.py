@@ -14,7 +14,7 @@ import onnx_ir as ir
 from graphs.passes.dense import Dense, head_product, layer_products, replace_span, token_lookup
 from graphs.passes.matching import FUSED_DOMAIN, producer, remove_unused, shared_constant
 from graphs.program import Program
-from graphs.quantization import Int8Lookup, Int8Matrix
+from graphs.quantization import Int8Lookup, Int8Matrix, head_factors
 
 
 def quantize_layers_int8(program: Program) -> int:
@@ -77,9 +77,14 @@ def _replace_lookup(program: Program, weight: str, rows: ir.Value, output: ir.Va
 def _replace_head(program: Program, weight: str, inputs: ir.Value, output: ir.Value) -> None:
     config = program.config
     table = Int8Matrix.of(weight, (config.vocabulary_size, config.embedding_width), outputs_axis=0)
+    smooth = ir.node("Mul", [inputs, program.stored(head_factors(weight, config.embedding_width))])
     quantize = ir.node(
         "QuantizeLinear",
-        [inputs, program.stored(table.input_scale), program.stored(table.input_zero_point)],
+        [
+            smooth.outputs[0],
+            program.stored(table.input_scale),
+            program.stored(table.input_zero_point),
+        ],
     )
     # The operator wants as many zero points as there are scales.
     zeros = np.zeros(config.vocabulary_size, np.int8)
@@ -97,7 +102,7 @@ def _replace_head(program: Program, weight: str, inputs: ir.Value, output: ir.Va
         {"transB": 1},
         domain=FUSED_DOMAIN,
     )
-    replace_span(program, output, [quantize, product], product.outputs[0])
+    replace_span(program, output, [smooth, quantize, product], product.outputs[0])
 
 
 def _finish(program: Program, count: int) -> None:

@@ -13,7 +13,6 @@ from exporter.quantization.calibration import ActivationStatistics, calibrate
 from exporter.quantization.smoothing import (
     SmoothedWeights,
     activation_scale,
-    embedding_multiplier,
     smoothing_factors,
 )
 from exporter.weights import read_weight
@@ -28,29 +27,28 @@ TABLE = "embeddings/token_embedding/embeddings"
 TOKENS = np.random.default_rng(1).integers(0, TOY.vocabulary_size, (3, 20))
 
 
-class WithLookup:
-    """A source whose tokens are looked up in one table, while another gives the logits."""
+class Divided:
+    """Smoothed weights with the head's factors divided out again, as graphs do: an untied model's."""
 
-    def __init__(self, source, table):
-        self._source, self._table = source, table
+    def __init__(self, source, config, factors):
+        self._source = source
+        self._head = layer_walk.head_table(config)
+        self._factors = factors[self._head]
 
     @property
     def shapes(self):
-        return {**self._source.shapes, "head/embeddings": self._source.shapes[TABLE]}
+        return {**self._source.shapes, "head/embeddings": self._source.shapes[self._head]}
 
     def blocks(self, name):
-        if name == TABLE:
-            return iter([self._table])
-        return self._source.blocks(TABLE if name == "head/embeddings" else name)
+        blocks = self._source.blocks(self._head if name == "head/embeddings" else name)
+        divided = name in (self._head, "head/embeddings")
+        return (block / self._factors for block in blocks) if divided else blocks
 
 
 def smoothed_logits(config, smoothed, factors):
-    """Logits [rows, sequence, vocabulary] with the embedding's multiplier applied."""
-    multiplier = embedding_multiplier(config, factors)
-    if multiplier is None:
-        return layer_walk.logits(config, smoothed, TOKENS)
-    lookup = WithLookup(smoothed, read_weight(smoothed, TABLE) * multiplier)
-    return layer_walk.logits(replace(config, tied_head=False), lookup, TOKENS)
+    """Logits [rows, sequence, vocabulary] with the head's factors divided out."""
+    untied = replace(config, tied_head=False)
+    return layer_walk.logits(untied, Divided(smoothed, config, factors), TOKENS)
 
 
 SWITCHES = {
@@ -58,11 +56,11 @@ SWITCHES = {
     "untied": ({"tied_head": False}, {"qkv", "output", "fc1", "fc2", "head"}),
     "opt-350m": (
         {"norm_first": False, "final_norm": False, "embedding_dim": 16},
-        {"output", "fc2"},
+        {"output", "fc2", "head"},
     ),
-    "projected": ({"embedding_dim": 16}, {"qkv", "output", "fc1", "fc2"}),
-    "galactica": ({"activation": "gelu", "use_bias": False, "norm_affine": False}, {"output"}),
-    "no final norm": ({"final_norm": False}, {"qkv", "output", "fc1", "fc2"}),
+    "projected": ({"embedding_dim": 16}, {"qkv", "output", "fc1", "fc2", "head"}),
+    "galactica": ({"activation": "gelu", "use_bias": False, "norm_affine": False}, {"output", "head"}),
+    "no final norm": ({"final_norm": False}, {"qkv", "output", "fc1", "fc2", "head"}),
 }
 
 
@@ -93,11 +91,13 @@ def test_factors_divide_every_smoothed_input():
     statistics = calibrate(TOY, source, TOKENS, QUIET)
     factors = smoothing_factors(TOY, source, statistics)
     smoothed = SmoothedWeights(source, factors, TOY)
-    lookup = WithLookup(smoothed, read_weight(source, TABLE))
+    lookup = Divided(smoothed, TOY, factors)
     after = calibrate(replace(TOY, tied_head=False), lookup, TOKENS, QUIET)
-    after[TABLE] = after.pop("head/embeddings")
-    assert after.keys() == factors.keys()
-    for name, factor in factors.items():
+    head = after.pop("head/embeddings")  # left as it was: the graph divides it
+    np.testing.assert_allclose(head.maximum, statistics[TABLE].maximum, rtol=1e-4)
+    assert after.keys() == factors.keys() - {TABLE}
+    for name in after:
+        factor = factors[name]
         np.testing.assert_allclose(after[name].maximum, statistics[name].maximum / factor, rtol=1e-4)
         np.testing.assert_allclose(
             after[name].mean_square, statistics[name].mean_square / factor**2, rtol=1e-4
