@@ -2,7 +2,8 @@
 
 A bundle holds two graphs over one weights file: `prefill` appends any number of new tokens to each
 row, `decode` appends exactly one. Both take and give the tensors that `graph_inputs` and
-`graph_outputs` list. A change of these tensors raises `CONTRACT_REVISION`.
+`graph_outputs` list. Where both phases want the same kernels, one prefill graph may stand for both. A
+change of these tensors raises `CONTRACT_REVISION`.
 """
 
 from __future__ import annotations
