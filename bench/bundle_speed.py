@@ -1,4 +1,4 @@
-"""Measures one bundle: loading, prefill and decode at several batch sizes, peak memory."""
+"""Measures one bundle: loading, prefill and decode at several batch sizes, memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from graphs.manifest import Manifest
 from graphs.versions import package_versions
 from runtime.bundle import load_bundle
 from runtime.decoder import Decoder
-from runtime.memory import peak_memory_bytes
+from runtime.memory import ResidentMemory, peak_memory_bytes, resident_memory
 
 PACKAGES = ("opt-onnx", "onnxruntime", "onnxruntime-gpu", "numpy", "tokenizers")
 
@@ -50,6 +50,38 @@ class Loading:
 
 
 @dataclass(frozen=True)
+class Serving:
+    """Memory in RAM after a prefill and decode steps at the first batch size, its cache still there.
+
+    Attributes:
+        resident: of the process.
+        before: of the process before the bundle was loaded: Python and libraries.
+        weight_bytes: of the weights file.
+        cache_bytes: of the KV cache.
+    """
+
+    resident: ResidentMemory
+    before: ResidentMemory
+    weight_bytes: int
+    cache_bytes: int
+
+    @property
+    def ratio(self) -> float:
+        """All of the process over weights and cache."""
+        return self.resident.total / (self.weight_bytes + self.cache_bytes)
+
+    @property
+    def ratio_of_bundle(self) -> float:
+        """What came with the bundle over weights and cache."""
+        own = self.resident.total - self.before.total
+        return own / (self.weight_bytes + self.cache_bytes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**asdict(self), "ratio": self.ratio, "ratio_of_bundle": self.ratio_of_bundle}
+
+
+@dataclass(frozen=True)
 class BatchReport:
     """Speed at one batch size.
 
@@ -77,6 +109,7 @@ class Report:
     settings: Settings
     loading: Loading
     batches: tuple[BatchReport, ...]
+    serving: Serving | None
     peak_memory_bytes: int
     versions: dict[str, str]
     hardware: Hardware
@@ -98,6 +131,7 @@ class Report:
             "settings": asdict(self.settings),
             "load": asdict(self.loading),
             "batches": [asdict(batch) for batch in self.batches],
+            "serving_memory": None if self.serving is None else self.serving.to_dict(),
             "peak_memory_bytes": self.peak_memory_bytes,
             "versions": self.versions,
             "hardware": asdict(self.hardware),
@@ -116,6 +150,7 @@ def measure_bundle(
     # A missing ONNX Runtime is so an error of this call and not of importing this file.
     from runtime.session import SessionDecoder
 
+    before = resident_memory()
     started = time.perf_counter()
     bundle = load_bundle(folder)
     check_room(bundle.manifest.model, settings.prompt_tokens, settings.new_tokens)
@@ -123,6 +158,7 @@ def measure_bundle(
     load_seconds = time.perf_counter() - started
     prompt = _prompts(np.random.default_rng(settings.seed), decoder, 1, settings)
     first_seconds = time_generation(decoder, prompt, 1).prefill_seconds
+    serving = _measure_serving(decoder, before, bundle.manifest.weights.size, settings)
 
     batches = []
     for batch in settings.batches:
@@ -134,6 +170,7 @@ def measure_bundle(
         settings=Settings(**{**asdict(settings), "device": decoder.device}),
         loading=Loading(load_seconds, load_seconds + first_seconds),
         batches=tuple(batches),
+        serving=serving,
         peak_memory_bytes=peak_memory_bytes(),
         versions=package_versions(PACKAGES),
         hardware=describe_hardware(),
@@ -143,6 +180,19 @@ def measure_bundle(
 def _prompts(generator: np.random.Generator, decoder: Decoder, rows: int, settings: Settings) -> Any:
     size = decoder.config.vocabulary_size
     return random_prompts(generator, size, rows, settings.prompt_tokens)
+
+
+def _measure_serving(
+    decoder: Decoder, before: ResidentMemory | None, weight_bytes: int, settings: Settings
+) -> Serving | None:
+    generator = np.random.default_rng([settings.seed, settings.batches[0], 1])
+    prompts = _prompts(generator, decoder, settings.batches[0], settings)
+    cache = decoder.new_cache(len(prompts), settings.prompt_tokens + settings.new_tokens)
+    time_generation(decoder, prompts, settings.new_tokens, cache)
+    resident = resident_memory()
+    if before is None or resident is None:
+        return None
+    return Serving(resident, before, weight_bytes, cache.nbytes)
 
 
 def _measure_batch(decoder: Decoder, batch: int, settings: Settings) -> BatchReport:

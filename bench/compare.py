@@ -185,11 +185,7 @@ def run_systems(contestants: Contestants, folder: Path, settings: Settings) -> C
         settings: what to measure.
     """
     systems = contestants.systems
-    kinds = {system.checkpoint for system in systems}
-    checkpoints = find_checkpoints(folder, kinds, contestants.bundles)
-    check_room(checkpoints.config, max(settings.prompt_tokens), settings.new_tokens)
-    for system in systems:
-        _prepare(system, checkpoints, contestants.pythons[system.name])
+    checkpoints = prepare_systems(contestants, folder, max(settings.prompt_tokens), settings.new_tokens)
     with contextlib.ExitStack() as stack:
         workers = []
         for system in systems:
@@ -202,6 +198,24 @@ def run_systems(contestants: Contestants, folder: Path, settings: Settings) -> C
         return compare(
             workers, checkpoints.config, settings, weight_bytes, meter.measure, print_progress
         )
+
+
+def prepare_systems(
+    contestants: Contestants, folder: Path, prompt_tokens: int, new_tokens: int
+) -> CheckpointSet:
+    """Finds the checkpoints of the systems, and converts and exports what is missing.
+
+    Args:
+        contestants: who takes part.
+        folder: has the checkpoints `huggingface` and `keras`; conversions are kept there.
+        prompt_tokens, new_tokens: of the longest row; see `check_room`.
+    """
+    kinds = {system.checkpoint for system in contestants.systems}
+    checkpoints = find_checkpoints(folder, kinds, contestants.bundles)
+    check_room(checkpoints.config, prompt_tokens, new_tokens)
+    for system in contestants.systems:
+        _prepare(system, checkpoints, contestants.pythons[system.name])
+    return checkpoints
 
 
 def _prepare(system: System, checkpoints: CheckpointSet, python: str) -> None:

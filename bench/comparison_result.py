@@ -133,6 +133,14 @@ FIGURES = ("prefill_ms", "decode_ms_per_token", "whole_seconds")
 
 
 @dataclass(frozen=True)
+class Advantage:
+    """A bundle beside the fastest other system at its precision: its median over the bundle's."""
+
+    peer: str
+    times_as_fast: float
+
+
+@dataclass(frozen=True)
 class Comparison:
     """What all systems did on the same model and prompts, in one interleaved run.
 
@@ -173,6 +181,28 @@ class Comparison:
             for figure in FIGURES
         }
 
+    def fastest_peer(self, result: SystemResult, case: Case, figure: str) -> SystemResult | None:
+        """Of the other systems at the same precision the one with the least median of a figure.
+
+        `None` where no other system did the case.
+        """
+        peers = [
+            other
+            for other in self.of_precision(result.system.precision)
+            if other.system.checkpoint != "bundle" and other.cases[case].trials
+        ]
+        return min(peers, key=lambda peer: _median(peer.cases[case], figure), default=None)
+
+    def advantages(self, result: SystemResult, case: Case) -> dict[str, Advantage]:
+        """How many times as fast as the fastest peer a bundle is, by figure; empty without peers."""
+        found = {}
+        for figure in FIGURES:
+            peer = self.fastest_peer(result, case, figure)
+            if peer is not None:
+                own = _median(result.cases[case], figure)
+                found[figure] = Advantage(peer.name, _median(peer.cases[case], figure) / own)
+        return found
+
     def bandwidth_share(self, result: SystemResult, case: Case) -> float:
         """Bytes of weights in the time of a decode step, over the machine's read bandwidth."""
         seconds = result.cases[case].decode_ms_per_token.median / 1e3
@@ -201,9 +231,12 @@ class Comparison:
 
     def _case_values(self, result: SystemResult, case: Case) -> dict[str, Any]:
         found = result.cases[case]
-        values = {"name": result.name, "precision": result.system.precision}
+        values: dict[str, Any] = {"name": result.name, "precision": result.system.precision}
         if not found.trials:
             return {**values, "refusal": found.refusal}
+        if result.system.checkpoint == "bundle":
+            advantages = self.advantages(result, case)
+            values["fastest_peers"] = {figure: asdict(found) for figure, found in advantages.items()}
         return {
             **values,
             "baseline": self.baseline(result, case).name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bench.comparison_result import (
     COMPARED_TOKENS,
+    FIGURES,
     Case,
     CaseResult,
     Comparison,
@@ -24,6 +25,7 @@ CASE_HEADER = [
     "logit error",
     "same tokens",
 ]
+ADVANTAGE_HEADER = ["precision", "bundle", "prefill", "decode", "whole"]
 SYSTEM_HEADER = ["system", "weights MB", "load s", "first call s", "peak MB", "same choice"]
 NONE = "–"
 
@@ -57,7 +59,30 @@ def _case_table(comparison: Comparison, case: Case) -> list[str]:
             else:
                 rows.append([precision, result.name, *[NONE] * (len(CASE_HEADER) - 2)])
                 refusals.append(f"{result.name} cannot do this: {found.refusal}")
-    return [*markdown_table(rows, names=2), *([""] if refusals else []), *refusals]
+    lines = [*markdown_table(rows, names=2), *([""] if refusals else []), *refusals]
+    advantages = _advantage_rows(comparison, case)
+    if advantages:
+        rows = [ADVANTAGE_HEADER, *advantages]
+        lines += [
+            "",
+            "Beside the fastest peer at the same precision:",
+            "",
+            *markdown_table(rows, names=2),
+        ]
+    return lines
+
+
+def _advantage_rows(comparison: Comparison, case: Case) -> list[list[str]]:
+    rows = []
+    for precision in comparison.precisions:
+        for result in comparison.of_precision(precision):
+            if result.system.checkpoint != "bundle" or not result.cases[case].trials:
+                continue
+            found = comparison.advantages(result, case)
+            if found:
+                cells = [f"{found[f].times_as_fast:.2f}× {found[f].peer}" for f in FIGURES]
+                rows.append([precision, result.name, *cells])
+    return rows
 
 
 def _figures(comparison: Comparison, result: SystemResult, case: Case) -> list[str]:
@@ -104,6 +129,7 @@ def _legend(comparison: Comparison) -> list[str]:
         "- Of bandwidth: bytes of weights in the time of a decode step, over what the machine reads: "
         f"{bandwidth.median / 1e9:.1f} ({bandwidth.minimum / 1e9:.1f}–{bandwidth.maximum / 1e9:.1f}) "
         f"GB/s; {METHOD}.",
+        "- Beside the fastest peer: its median over the bundle's: times as fast as that peer.",
         f"- First call: of {first_case}. Peak: over all cases.",
     ]
     if reference is None:

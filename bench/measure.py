@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,19 +45,23 @@ class TimedRun:
     token_ids: NDArray[np.int64]
 
 
-def time_generation(decoder: Decoder, prompts: NDArray[np.int64], new_tokens: int) -> TimedRun:
+def time_generation(
+    decoder: Decoder, prompts: NDArray[np.int64], new_tokens: int, cache: Any = None
+) -> TimedRun:
     """Generates greedily, without stop tokens: one prefill and `new_tokens - 1` decode steps.
 
     Args:
         decoder: the model.
         prompts: int64 [rows, length].
         new_tokens: for each row, at least 1.
+        cache: an empty one of the decoder's to use; by default one is made.
     """
     rows, length = prompts.shape
     lengths, ones = np.full(rows, length, np.int32), np.ones(rows, np.int32)
     token_ids = np.empty((rows, new_tokens), np.int64)
     marks = [time.perf_counter()]
-    cache = decoder.new_cache(rows, length + new_tokens)
+    if cache is None:
+        cache = decoder.new_cache(rows, length + new_tokens)
     token_ids[:, 0] = decoder.append(cache, prompts, lengths).logits.argmax(axis=-1)
     marks.append(time.perf_counter())
     for i in range(1, new_tokens):

@@ -12,7 +12,7 @@ from bench.measure import Spread
 from runtime.command import run_command
 
 DESCRIPTION = """\
-Measure an exported OPT bundle: loading, prefill and decode at several batch sizes, peak memory.
+Measure an exported OPT bundle: loading, prefill and decode at several batch sizes, memory.
 
 Prompts are random tokens, new ones for each trial. The first generation of each batch size warms up
 and is not counted. Generation is greedy and never stops early.
@@ -102,6 +102,7 @@ def format_report(report: Report) -> str:
         f"tokens, {settings.new_tokens} new tokens, {settings.trials} trials, seed {settings.seed}",
         "Load": f"{report.loading.seconds * 1e3:.1f} ms; to the first token of a prompt "
         f"{report.loading.to_first_token_seconds * 1e3:.1f} ms",
+        "Serving": _format_serving(report),
         "Peak memory": f"{report.peak_memory_bytes / 1e6:.0f} MB",
     }
     lines = [f"{name:<13}{value}" for name, value in facts.items()]
@@ -118,6 +119,20 @@ def format_report(report: Report) -> str:
     ]
     lines += ["", "ms: median (minimum, maximum); tokens/s: of all rows, at the median"]
     return "\n".join(lines)
+
+
+def _format_serving(report: Report) -> str:
+    found = report.serving
+    if found is None:
+        return "memory in RAM is told on Linux only"
+    resident = found.resident
+    return (
+        f"{resident.total / 1e6:.0f} MB in RAM at batch {report.settings.batches[0]} "
+        f"({resident.private / 1e6:.0f} private, {resident.mapped / 1e6:.0f} mapped; before loading "
+        f"{found.before.total / 1e6:.0f}): {found.ratio:.2f} x weights and cache of "
+        f"{(found.weight_bytes + found.cache_bytes) / 1e6:.0f} MB, without what was before "
+        f"{found.ratio_of_bundle:.2f} x"
+    )
 
 
 def _row(*cells: str) -> str:

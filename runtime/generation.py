@@ -6,12 +6,13 @@ reason, and what a row becomes does not depend on the rows beside it.
 
 from __future__ import annotations
 
+import functools
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -160,7 +161,7 @@ class GenerationRun(Run):
     def __init__(self, decoder: Decoder, requests: Sequence[RowRequest], sampler: TokenSampler) -> None:
         super().__init__(decoder, requests)
         self._sampler = sampler
-        self._generators = row_generators(sampler.seed, [request.prompt for request in requests])
+        self._generators = _RowGenerators(sampler.seed, [request.prompt for request in requests])
 
     def steps(self) -> Iterator[dict[int, int]]:
         """Yields the tokens of each step by row number, until every row has ended."""
@@ -189,7 +190,7 @@ class GenerationRun(Run):
 
     def _draw(self, logits: NDArray[np.float32], running: list[int]) -> dict[int, int]:
         """The sampler's choice for each running row, by row number."""
-        generators = self._generators
+        generators: Sequence[np.random.Generator] = self._generators
         if len(running) < len(self.rows):
             logits = logits[running]
             generators = [generators[i] for i in running]
@@ -207,6 +208,32 @@ class GenerationRun(Run):
                 f"from 0 to {size - 1}; got {chosen}"
             )
         return chosen
+
+
+class _RowGenerators(Sequence["np.random.Generator"]):
+    """`row_generators`, made when the first is asked for.
+
+    Greedy search asks for none, and a process that has just started is spared an import.
+    """
+
+    def __init__(self, seed: int | None, prompts: Sequence[tuple[int, ...]]) -> None:
+        self._seed, self._prompts = seed, prompts
+
+    @functools.cached_property
+    def _made(self) -> list[np.random.Generator]:
+        return row_generators(self._seed, self._prompts)
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    @overload
+    def __getitem__(self, row: int) -> np.random.Generator: ...
+
+    @overload
+    def __getitem__(self, row: slice) -> list[np.random.Generator]: ...
+
+    def __getitem__(self, row: int | slice) -> np.random.Generator | list[np.random.Generator]:
+        return self._made[row]
 
 
 def row_generators(seed: int | None, prompts: Sequence[tuple[int, ...]]) -> list[np.random.Generator]:

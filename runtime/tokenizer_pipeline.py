@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
+from typing import TYPE_CHECKING, Any
 
 from runtime.vocabulary import parse_merges, parse_vocabulary, split_rule
+
+if TYPE_CHECKING:
+    import tokenizers  # imported where one is made: work on token ids starts without it
 
 START_TOKEN = "</s>"
 END_TOKEN = "</s>"
@@ -160,15 +160,16 @@ def bpe_pipeline(
     if len(set(vocabulary.values())) != len(vocabulary):
         raise ValueError("the vocabulary gives one id to two tokens")
 
-    # A vocabulary may leave out what its merges only pass through ("ui" on the way to "quick").
-    # Those get ids past the end here and are dropped from the output, as unknown characters are.
-    limit = max(vocabulary.values()) + 1
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
     pairs = [split_rule(rule) for rule in merges]
-    full = dict(vocabulary)
-    for a, b in pairs:
-        for token in (a, b, a + b):
-            full.setdefault(token, len(full) + limit)
-    backend = tokenizers.Tokenizer(models.BPE(vocab=full, merges=pairs))
+    limit = None
+    try:
+        model = models.BPE(vocab=vocabulary, merges=pairs)
+    except Exception:  # the library raises plain Exception for a rule's token without an id
+        limit = max(vocabulary.values()) + 1
+        model = models.BPE(vocab=_with_merged(vocabulary, pairs, limit), merges=pairs)
+    backend = Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=True)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(unsplittable)
@@ -182,8 +183,23 @@ def bpe_pipeline(
         spelled=frozenset(ids.ids),
         is_plain=not add_prefix_space and set(unsplittable) == {END_TOKEN, PAD_TOKEN},
         is_own_file=False,
-        id_limit=limit if len(full) > len(vocabulary) else None,
+        id_limit=limit,
     )
+
+
+def _with_merged(
+    vocabulary: dict[str, int], pairs: Iterable[tuple[str, str]], limit: int
+) -> dict[str, int]:
+    """A vocabulary with ids from `limit` on for tokens that only its merge rules name.
+
+    It may leave out what its merges only pass through ("ui" on the way to "quick"). These tokens are
+    dropped from the output, as unknown characters are.
+    """
+    full = dict(vocabulary)
+    for a, b in pairs:
+        for token in (a, b, a + b):
+            full.setdefault(token, len(full) + limit)
+    return full
 
 
 def json_pipeline(text: str, special: SpecialTokens) -> Pipeline:
@@ -196,10 +212,12 @@ def json_pipeline(text: str, special: SpecialTokens) -> Pipeline:
     Raises:
         ValueError: if it is no tokenizer, not byte-level BPE, or lacks a special token.
     """
+    from tokenizers import Tokenizer
+
     values = _parse(text)
     check_byte_level(values)
     try:
-        backend = tokenizers.Tokenizer.from_str(text)
+        backend = Tokenizer.from_str(text)
     except Exception as error:  # the library raises plain Exception
         raise ValueError(f"{TOKENIZER_FILE} is not valid: {error}") from None
     backend.no_truncation()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import json
 import os
 import subprocess
@@ -51,7 +52,6 @@ class Worker:
 
     Attributes:
         load_seconds: from a running Python to a loaded model, imports included.
-        versions: of the system's packages.
         gives_logits: whether `logits` can be asked for.
         peak_memory_bytes: of the process so far; `None` where it cannot be told.
 
@@ -78,20 +78,33 @@ class Worker:
         try:
             ready = self._receive("loading")
             self.load_seconds = float(ready["load_seconds"])
-            self.versions: dict[str, str] = ready["versions"]
             self.gives_logits: bool = ready["gives_logits"]
         except BaseException:
             self.close()
             raise
 
-    def generate(self, prompts: NDArray[np.int64], new_tokens: int) -> Generation:
-        """Has the worker generate greedily; prompts int64 [rows, length].
+    @functools.cached_property
+    def versions(self) -> dict[str, str]:
+        """Versions of the system's packages; asked for once."""
+        versions: dict[str, str] = self._ask("telling versions", {"ask": "versions"})["versions"]
+        return versions
+
+    def generate(
+        self, prompts: NDArray[np.int64], new_tokens: int, *, settle: bool = True
+    ) -> Generation:
+        """Has the worker generate greedily.
+
+        Args:
+            prompts: int64 [rows, length].
+            new_tokens: of each row.
+            settle: whether to wait first until other systems have come to rest.
 
         Raises:
             RefusalError: if its system cannot do that, with the reason.
             WorkerError: if it dies or does not give `new_tokens` tokens for each row.
         """
-        time.sleep(SETTLE_SECONDS)
+        if settle:
+            time.sleep(SETTLE_SECONDS)
         doing = f"generating {new_tokens} tokens after {prompts.shape[1]}"
         answer = self._ask(
             doing, {"ask": "generate", "token_ids": prompts.tolist(), "new_tokens": new_tokens}

@@ -1,13 +1,14 @@
 """The worker's side of the conversation with `bench.compare`: one JSON object a line.
 
-A worker is started as `serve JOB`. It loads the model and writes a line with `load_seconds`, `versions`
-and `gives_logits`. Each line on standard input then asks for one thing:
+A worker is started as `serve JOB`. It loads the model and writes a line with `load_seconds` and
+`gives_logits`. Each line on standard input then asks for one thing:
 
 - `{"ask": "generate", "token_ids": [rows, length], "new_tokens": N}`: exactly N tokens for each row,
   greedily. The answer has `seconds` and `token_ids` [rows, N], or `refused` with the reason of a worker
   whose system cannot do that.
 - `{"ask": "logits", "token_ids": [rows, length], "places": K}`: what the model says after each of the
   last K tokens of each row. The answer has `shape` [rows, K, vocabulary] and `float32` in base 64.
+- `{"ask": "versions"}`: of the system's packages, by name, under `versions`.
 
 Every answer has `peak_memory_bytes`. The worker waits for the next line without using the CPU, and ends
 when its input does. Anything that goes wrong is a traceback on standard error and the end of the
@@ -27,8 +28,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
-
-from graphs.versions import package_versions
 
 
 class RefusalError(Exception):
@@ -100,16 +99,16 @@ def serve(
     replies = _claim_standard_output()
     started = time.perf_counter()
     model = load(Job(**values))
-    _reply(
-        replies,
-        load_seconds=time.perf_counter() - started,
-        versions=package_versions(packages),
-        gives_logits=model.logits is not None,
-    )
+    load_seconds = time.perf_counter() - started
+    _reply(replies, load_seconds=load_seconds, gives_logits=model.logits is not None)
+    answers: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+        "generate": lambda request: _generate(model, request),
+        "logits": lambda request: _logits(model, request),
+        "versions": lambda request: _versions(packages),
+    }
     for line in iter(sys.stdin.readline, ""):
         request = json.loads(line)
-        answer = {"generate": _generate, "logits": _logits}[request["ask"]]
-        _reply(replies, **answer(model, request))
+        _reply(replies, **answers[request["ask"]](request))
 
 
 def _generate(model: Model, request: dict[str, Any]) -> dict[str, Any]:
@@ -126,6 +125,13 @@ def _logits(model: Model, request: dict[str, Any]) -> dict[str, Any]:
     values = model.logits(request["token_ids"], request["places"])
     encoded = base64.b64encode(values.astype("<f4").tobytes()).decode()
     return {"shape": list(values.shape), "float32": encoded}
+
+
+def _versions(packages: Iterable[str]) -> dict[str, Any]:
+    # Imported when asked for: reading packages' metadata is no part of a system's start.
+    from graphs.versions import package_versions
+
+    return {"versions": package_versions(packages)}
 
 
 def _claim_standard_output() -> TextIO:

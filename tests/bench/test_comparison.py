@@ -9,6 +9,7 @@ import pytest
 
 from bench.comparison import QUALITY_PLACES, QUALITY_ROWS, compare
 from bench.comparison_result import (
+    Advantage,
     Case,
     CaseResult,
     Comparison,
@@ -207,6 +208,34 @@ def test_systems_are_set_against_this_project_at_their_precision(comparison):
     assert set(comparison.ratios(small, CASE).values()) == {1.0}
 
 
+def test_bundles_are_set_against_the_fastest_peer_at_their_precision():
+    log = []
+    # Warm-up, then a trial; each is prefill, then the whole of three tokens.
+    workers = [
+        Recorder(bundle_system("int8"), log, [9.0, 9.0, 0.1, 0.3]),
+        Recorder(SYSTEMS["openvino-int8"], log, [9.0, 9.0, 0.4, 0.7]),
+        Recorder(SYSTEMS["ctranslate2-int8"], log, [9.0, 9.0, 0.2, 0.8]),
+        Recorder(bundle_system("int4"), log, [9.0, 9.0, 0.1, 0.2]),
+        Recorder(SYSTEMS["transformers"], log, [9.0, 9.0, 0.01, 0.02]),
+    ]
+    found = run(workers, Settings(prompt_tokens=(5,), new_tokens=3, trials=1))
+    assert found.advantages(found.systems[0], CASE) == {
+        "prefill_ms": Advantage("ctranslate2-int8", pytest.approx(2.0)),
+        "decode_ms_per_token": Advantage("openvino-int8", pytest.approx(1.5)),
+        "whole_seconds": Advantage("openvino-int8", pytest.approx(0.7 / 0.3)),
+    }
+    assert found.advantages(found.systems[3], CASE) == {}  # no other system has int4
+    values = found.to_dict()["cases"][0]["systems"]
+    assert values[0]["fastest_peers"]["prefill_ms"]["peer"] == "ctranslate2-int8"
+    assert values[3]["fastest_peers"] == {}
+    assert "fastest_peers" not in values[1]
+    text = format_comparison(found, HARDWARE)
+    cells = ["int8", "opt-onnx-int8", "2.00× ctranslate2-int8"]
+    cells += ["1.50× openvino-int8", "2.33× openvino-int8"]
+    assert cells in cells_of(text.splitlines())
+    assert text.count("Beside the fastest peer at the same precision:") == 1
+
+
 def test_share_of_the_read_bandwidth(comparison):
     # 10 MB in 200 ms, 100 ms and 50 ms of a machine that reads 1 GB/s.
     shares = [comparison.bandwidth_share(result, CASE) for result in comparison.systems]
@@ -318,8 +347,12 @@ def test_tables(comparison):
     ]
     assert (ours[0], ours[1], ours[-1]) == ("fp32", "opt-onnx-fp32", "100.0%")
     assert (small[0], small[-2], small[-1]) == ("int8", "–", "100.0%")
-    assert lines[10] == "Systems:"
-    header, _, other, *_ = cells_of(lines[12:15])
+    assert lines[10] == "Beside the fastest peer at the same precision:"
+    header, _, ours = cells_of(lines[12:15])
+    assert header == ["precision", "bundle", "prefill", "decode", "whole"]
+    assert ours == ["fp32", "opt-onnx-fp32", "3.00× other", "2.00× other", "2.40× other"]
+    assert lines[16] == "Systems:"
+    header, _, other, *_ = cells_of(lines[18:21])
     assert header == ["system", "weights MB", "load s", "first call s", "peak MB", "same choice"]
     assert other == ["other", "10.0", "1.50", "30.00", "7", "100.0%"]
     assert "1.0 (1.0–1.0) GB/s; each thread takes NumPy's maximum" in text

@@ -86,7 +86,7 @@ def scripted(monkeypatch):
     def install(seconds):
         runs = iter(seconds)
 
-        def fake(decoder, prompts, new_tokens):
+        def fake(decoder, prompts, new_tokens, cache=None):
             asked.append((prompts, new_tokens))
             prefill, *steps = next(runs)
             return TimedRun(prefill, tuple(steps), np.zeros((len(prompts), new_tokens), np.int64))
@@ -101,6 +101,7 @@ def test_medians_leave_the_warm_up_out(toy_bundle, scripted):
     asked = scripted(
         [
             [0.5],  # the first token after loading
+            [9.0, 9.0, 9.0],  # for the memory of serving
             [9.0, 9.0, 9.0],  # batch 1: warm-up
             [0.010, 0.001, 0.003],
             [0.030, 0.002, 0.007],
@@ -122,7 +123,7 @@ def test_medians_leave_the_warm_up_out(toy_bundle, scripted):
     loading = report.loading
     assert loading.to_first_token_seconds == pytest.approx(loading.seconds + 0.5)
 
-    assert [(p.shape, n) for p, n in asked] == [((1, 8), 1)] + [((1, 8), 3)] * 3 + [((4, 8), 3)] * 3
+    assert [(p.shape, n) for p, n in asked] == [((1, 8), 1)] + [((1, 8), 3)] * 4 + [((4, 8), 3)] * 3
     assert len({prompts.tobytes() for prompts, _ in asked}) == len(asked)  # new ones each time
 
 
@@ -131,10 +132,10 @@ def test_prompts_depend_on_seed_and_batch_size_only(toy_bundle, scripted):
         asked = scripted([[1.0, 1.0]] * 20)
         asked.clear()
         measure_bundle(str(toy_bundle), replace(SETTINGS, **changes))
-        return [p.tolist() for p, _ in asked if len(p) == 3]
+        return [p.tolist() for p, _ in asked[-3:]]
 
     first = prompts()
-    assert len(first) == 3
+    assert [len(rows) for rows in first] == [3, 3, 3]
     assert prompts(batches=(3,)) == first
     assert prompts(seed=1) != first
 
@@ -168,6 +169,15 @@ def test_report_names_bundle_settings_and_system(toy_bundle):
             assert 0 < batch[name]["minimum"] <= batch[name]["median"] <= batch[name]["maximum"]
     assert 0 < values["load"]["seconds"] < values["load"]["to_first_token_seconds"]
     assert values["peak_memory_bytes"] > 10_000_000
+    serving = values["serving_memory"]
+    # Keys and values of 2 layers, 32 wide, for 16 + 4 tokens and a spare slot; one row; float32.
+    assert serving["cache_bytes"] == 2 * 2 * 32 * 21 * 4
+    assert serving["weight_bytes"] == manifest.weights.size
+    held = serving["weight_bytes"] + serving["cache_bytes"]
+    assert serving["ratio"] == pytest.approx(serving["resident"]["total"] / held)
+    own = serving["resident"]["total"] - serving["before"]["total"]
+    assert serving["ratio_of_bundle"] == pytest.approx(own / held)
+    assert serving["before"]["total"] <= values["peak_memory_bytes"]
     assert values["versions"]["onnxruntime"] == package_versions(["onnxruntime"])["onnxruntime"]
     assert values["hardware"]["cores"] == describe_hardware().cores
 
@@ -177,6 +187,8 @@ def test_report_names_bundle_settings_and_system(toy_bundle):
         "28,800 parameters: 2 layers, 4 heads, hidden 32, inner 64, vocabulary 300, 64 positions",
         "device cpu, threads 1, 16 prompt tokens, 4 new tokens, 2 trials, seed 0",
         f"Peak memory  {report.peak_memory_bytes / 1e6:.0f} MB",
+        f"MB in RAM at batch 1 ({report.serving.resident.private / 1e6:.0f} private, ",
+        f"{report.serving.ratio:.2f} x weights and cache of 0 MB",
     ):
         assert fragment in text
     assert [line.split()[0] for line in text.splitlines() if line.endswith("tokens/s")] == ["batch"]

@@ -22,7 +22,7 @@ def cpu_bundle_folder(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory
     from graphs.contract import Phase
     from graphs.manifest import read_manifest
     from graphs.passes.attention import fuse_attention
-    from graphs.passes.skip_layer_norm import fuse_skip_layer_norm
+    from graphs.passes.bias import fuse_bias
     from graphs.program import Program
 
     folder = Path(shutil.copytree(toy_bundle, tmp_path_factory.mktemp("bundles") / "toy_cpu"))
@@ -33,7 +33,7 @@ def cpu_bundle_folder(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory
         values = model.graph.initializers.items()
         weights = {n: v for n, v in values if isinstance(v.const_value, ir.ExternalTensor)}
         program = Program(model, weights, config)
-        assert (fuse_attention(program), fuse_skip_layer_norm(program)) == (2, 4)
+        assert (fuse_attention(program), fuse_bias(program)) == (2, 8)
         path.write_bytes(ir.to_proto(model).SerializeToString())
         approve(folder, path.name)
     edit_manifest(folder, lambda values: values.update(target="cpu"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -249,6 +251,25 @@ def test_a_bundle_without_a_tokenizer(toy_bundle_copy: Path) -> None:
     assert loaded.generate(inputs, stop_token_ids=None)["token_ids"].shape == (1, 4)
     with pytest.raises(ValueError, match="text needs a tokenizer and this model has none"):
         loaded.generate("text")
+
+
+def test_token_ids_start_without_what_only_text_and_draws_need(toy_bundle: Path) -> None:
+    """Tenths of a second of a process's start: the tokenizer, and imports of random generators."""
+    program = (
+        "import sys\n"
+        "from runtime import Generator\n"
+        "generator = Generator.from_bundle(sys.argv[1], device='cpu', threads=1)\n"
+        "generator.compile('greedy')\n"
+        "inputs = {'token_ids': [[2, 5, 0, 0]], 'padding_mask': [[1, 1, 0, 0]]}\n"
+        "generator.generate(inputs, stop_token_ids=None)\n"
+        "print([name for name in ('tokenizers', 'numpy.random') if name in sys.modules])\n"
+        "generator.compile('top_k')\n"
+        "generator.generate('the', max_length=4)\n"
+        "print([name for name in ('tokenizers', 'numpy.random') if name in sys.modules])\n"
+    )
+    command = [sys.executable, "-c", program, str(toy_bundle)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n['tokenizers', 'numpy.random']\n"
 
 
 def test_other_files_in_the_folder_do_not_matter(toy_bundle_copy: Path) -> None:

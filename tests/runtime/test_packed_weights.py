@@ -105,7 +105,8 @@ def test_what_a_pack_says_of_itself(folder: Path) -> None:
     assert key["graph"] == manifest["graphs"]["prefill"]["sha256"]
     assert key["weights"] == manifest["weights"]["sha256"]
     assert key["runtime"].startswith(f"{session.ort.__version__} ORT Build Info: ")
-    assert key["options"] == {"session.x64quantprecision": "1"}
+    fusions = " ".join(session.SLOW_FUSIONS)
+    assert key["options"] == {**session.EXACT, "disabled_optimizers": fusions}
     assert info["files"] == {file: (pack / file).stat().st_size for file in (MODEL_FILE, DATA_FILE)}
     assert info["files"][DATA_FILE] > manifest["weights"]["size"]  # the originals are there too
     assert set(info) == {"key", "files"}

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from runtime.generation import row_generators
 from runtime.probabilities import (
+    draw_few,
     draw_one,
     exponentials,
     largest,
+    largest_by_id,
     log_probabilities,
     softmax,
 )
@@ -65,7 +67,8 @@ def draws(sampler: Sampler, seed: int = 7) -> np.ndarray:
     """20,000 draws by one generator, a row at a time as a run makes them."""
     (generator,) = row_generators(seed, [()])
     logits = LOGITS[None]
-    return np.array([sampler.sample(logits, [generator])[0] for _ in range(DRAWS)])
+    # A sampler may write into the logits.
+    return np.array([sampler.sample(logits.copy(), [generator])[0] for _ in range(DRAWS)])
 
 
 @pytest.mark.parametrize(
@@ -153,7 +156,7 @@ def test_tokens_of_top_p(p: float, k: int | None, kept: set[int]) -> None:
     logits = np.log(np.array([[0.3, 0.1, 0.4, 0.2]], np.float32))
     sampler = TopPSampler(p=p, k=k)
     generators = row_generators(0, [()])
-    assert {int(sampler.sample(logits, generators)[0]) for _ in range(300)} == kept
+    assert {int(sampler.sample(logits.copy(), generators)[0]) for _ in range(300)} == kept
 
 
 @given(st.lists(st.integers(-5, 5), min_size=1, max_size=400), st.integers(1, 400))
@@ -170,6 +173,7 @@ def test_largest_of_any_size(size: int) -> None:
         if count <= size:
             wanted = np.argsort(-row, kind="stable")[:count]
             assert np.array_equal(largest(row, count), wanted)
+            assert np.array_equal(largest_by_id(row, count), np.sort(wanted))
     row[-1] = 100  # beyond the last whole block
     assert largest(row, 1).tolist() == [size - 1]
 
@@ -187,7 +191,7 @@ class Fixed:
         return self.value
 
 
-@pytest.mark.parametrize("size", [3, 256, 257, 2_000])
+@pytest.mark.parametrize("size", [3, 2_048, 2_049, 5_000])
 def test_a_draw_over_blocks_is_the_inverse_distribution(size: int) -> None:
     weights = np.random.default_rng(size).integers(0, 4, size).astype(np.float32)
     weights[[0, -1]] = 0  # neither end can be drawn
@@ -200,6 +204,34 @@ def test_a_draw_over_blocks_is_the_inverse_distribution(size: int) -> None:
     assert draw_one(weights, Fixed(0.9999999999999999)) == last  # type: ignore[arg-type]
     assert draw_one(weights, Fixed(1.0)) == last  # type: ignore[arg-type]
     assert draw_one(weights, Fixed(0.0)) == 1  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 3.0])
+@pytest.mark.parametrize("size", [1, 2, 5, 64])
+def test_a_draw_among_few_is_the_draw_by_their_weights(size: int, temperature: float) -> None:
+    logits = np.random.default_rng(size).standard_normal(size).astype(np.float32).astype(np.float64)
+    weights = exponentials(logits, temperature)
+    for value in [*np.random.default_rng(1).random(300).tolist(), 0.0, 1.0]:
+        fixed: Any = Fixed(value)
+        assert draw_few(logits.tolist(), temperature, fixed) == draw_one(weights, fixed)
+
+
+def test_a_draw_among_few_never_gives_one_of_no_weight() -> None:
+    logits = [-np.inf, 2.0, -np.inf, 1.0, -np.inf]
+    found = {draw_few(logits, 1.0, Fixed(v)) for v in (0.0, 0.9, 1.0)}  # type: ignore[arg-type]
+    assert found == {1, 3}
+
+
+def test_logits_give_their_place_where_they_can_be_written_to() -> None:
+    logits = np.array([1.0, 3.0, 2.0], np.float32)
+    kept = logits.copy()
+    kept.flags.writeable = False
+    expected = np.exp(np.array([-2.0, 0.0, -1.0], np.float32))
+    assert np.array_equal(exponentials(kept, in_place=True), expected)
+    assert np.array_equal(exponentials(logits), expected)
+    assert np.array_equal(logits, kept)
+    assert exponentials(logits, in_place=True) is logits
+    assert np.array_equal(logits, expected)
 
 
 @pytest.mark.parametrize("weights", [[0.0, 0.0], [np.nan, 1.0]])
@@ -224,7 +256,7 @@ def test_extreme_temperatures(temperature: float) -> None:
         more: dict[str, Any] = {"k": 3} if make is TopKSampler else {}
         more |= {"p": 1.0} if make is TopPSampler else {}
         sampler = make(temperature=temperature, **more)
-        picks = {int(sampler.sample(logits, [g])[0]) for g in row_generators(0, [()] * 60)}
+        picks = {int(sampler.sample(logits.copy(), [g])[0]) for g in row_generators(0, [()] * 60)}
         assert picks == ({1} if cold else {0, 1, 3})
 
 

@@ -290,7 +290,7 @@ def test_missing_device(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None
 class FallenBackSession:
     """What ONNX Runtime gives where CUDA is installed and does not start: a session on the CPU."""
 
-    def __init__(self, path: str, options: object, providers: list[str]) -> None:
+    def __init__(self, path: str, options: object, providers: list[str], **_: object) -> None:
         self.asked = providers
 
     def get_providers(self) -> list[str]:
