@@ -211,7 +211,7 @@ def half_positions(weight: str, config: ModelConfig) -> StoredTensor:
 
 
 def head_factors(weight: str, width: int) -> StoredTensor:
-    """What the inputs of an int8 head are multiplied with, float32 [width]: smoothing, undone in its rows.
+    """What an int8 head's inputs are multiplied with, float32 [width]: its rows carry the inverse.
 
     A vector of its own, because the hidden states before it are an output of the graphs.
     """

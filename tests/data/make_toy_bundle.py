@@ -1,9 +1,9 @@
 """Makes `toy_bundle/` and `toy_expected.json`: `python -m tests.data.make_toy_bundle`.
 
-The bundle is a random OPT of two layers. The expected numbers are Keras's own, from the training
-forward pass over the whole sequence, which knows no cache: what the runtime computes step by step
-over a cache has to equal them. Weights come from NumPy with a fixed seed, so that a rerun gives the
-same weights and numbers; the names of the graphs' nodes differ between runs of tf2onnx.
+The bundle is a random OPT of two layers, for target portable. The expected numbers are Keras's own,
+from the training forward pass over the whole sequence, which knows no cache: what the runtime computes
+step by step over a cache has to equal them. Weights come from NumPy with a fixed seed, so that a rerun
+gives the same weights and numbers; the names of the graphs' nodes differ between runs of tf2onnx.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _numbers(values: np.ndarray) -> list[float]:
 def main() -> None:
     """Writes both."""
     model = make_model()
-    export_bundle(model, BUNDLE, verify="full", force=True)
+    export_bundle(model, BUNDLE, target="portable", verify="full", force=True)
     text = json.dumps(expected(model), ensure_ascii=False).replace('{"text"', '\n{"text"')
     EXPECTED.write_text(text + "\n", encoding="utf-8")
     for path in [*sorted(BUNDLE.iterdir()), EXPECTED]:

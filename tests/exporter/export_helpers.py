@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections import Counter
+from typing import NamedTuple
+
+import onnx
 
 from exporter.cli import main
 from runtime import Generator
 
 PROMPTS = [" the quick brown fox", "import", "é 日", " fox fox fox fox fox fox"]
 LENGTH = 24
-FILES = {
-    "decode.onnx",
-    "manifest.json",
-    "merges.txt",
-    "prefill.onnx",
-    "vocabulary.json",
-    "weights.bin",
-}
+TOKENIZER_FILES = {"merges.txt", "vocabulary.json"}
+FILES = {"manifest.json", "model.onnx", "weights.bin"} | TOKENIZER_FILES  # one graph for both phases
+FILES_OF_TWO_GRAPHS = FILES - {"model.onnx"} | {"prefill.onnx", "decode.onnx"}
+
+
+class Stored(NamedTuple):
+    """A tensor of the weights file."""
+
+    offset: int
+    length: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
 STEPS = ("write_weights", "write_bound_graph", "verify_graphs", "verify_logits")
 
 
@@ -49,12 +59,37 @@ def listing(folder):
     }
 
 
+def load(bundle, sampler="greedy"):
+    """A generator over a bundle; it leaves nothing in the bundle's folder."""
+    generator = Generator.from_bundle(bundle, device="cpu", threads=1, packed_weights=False)
+    generator.compile(sampler)
+    return generator
+
+
 def bundle_tokens(bundle, **options):
     """The greedy tokens of every prompt, and the prompt's own."""
-    generator = Generator.from_bundle(bundle, device="cpu", threads=1)
-    generator.compile("greedy")
+    generator = load(bundle)
     results = generator.generate_results(PROMPTS, max_length=LENGTH, stop_token_ids=None, **options)
     return [[*r.prompt_token_ids, *r.token_ids] for r in results]
+
+
+def stored_tensors(graph_path):
+    """What a graph file reads from the weights file, by name."""
+    found = {}
+    for tensor in onnx.load(graph_path, load_external_data=False).graph.initializer:
+        if tensor.external_data:
+            entry = {e.key: e.value for e in tensor.external_data}
+            assert entry["location"] == "weights.bin"
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+            offset, length = int(entry["offset"]), int(entry["length"])
+            found[tensor.name] = Stored(offset, length, str(dtype), tuple(tensor.dims))
+    return found
+
+
+def fused_operators(graph_path):
+    """How often each operator of ONNX Runtime's own is in a graph file."""
+    nodes = onnx.load(graph_path, load_external_data=False).graph.node
+    return dict(Counter(node.op_type for node in nodes if node.domain))
 
 
 def greedy_of_transformers(model, prompts, length):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import shutil
 
 import numpy as np
@@ -11,7 +12,7 @@ import onnx
 import pytest
 
 from exporter import OPTCausalLM, export, export_bundle
-from exporter.binding import ALIGNMENT
+from exporter.binding import PAGE, WORD
 from exporter.cli import main
 from exporter.errors import ExportError
 from exporter.presets.folder import read_preset
@@ -25,11 +26,14 @@ from tests.exporter.export_helpers import (
     FILES,
     LENGTH,
     PROMPTS,
+    TOKENIZER_FILES,
     bundle_tokens,
     fails,
     greedy_of_transformers,
     listing,
+    load,
     run,
+    stored_tensors,
 )
 
 pytestmark = pytest.mark.usefixtures("quick_tracing")
@@ -93,8 +97,7 @@ def test_the_bundle_says_what_the_model_says(toy_bundle_of_ours, toy_model, gree
     found = bundle_tokens(toy_bundle_of_ours.folder)
     assert found == greedy(toy_model, prompt_ids, LENGTH)
     # What a row becomes does not depend on the rows beside it.
-    generator = Generator.from_bundle(toy_bundle_of_ours.folder, threads=1)
-    generator.compile("greedy")
+    generator = load(toy_bundle_of_ours.folder)
     for prompt, expected in zip(PROMPTS, found, strict=True):
         (alone,) = generator.generate_results([prompt], LENGTH, stop_token_ids=None)
         assert [*alone.prompt_token_ids, *alone.token_ids] == expected
@@ -107,12 +110,10 @@ def test_the_manifest(toy_bundle_of_ours, toy_config):
     assert manifest.contract_revision == CONTRACT_REVISION
     assert manifest.model == toy_config
     assert manifest.precision == "fp32"
-    assert manifest.target == "portable"
+    assert manifest.target == "cpu"
     assert manifest.cache_dtype == "float32"
-    assert {phase: entry.name for phase, entry in manifest.graphs.items()} == {
-        Phase.PREFILL: "prefill.onnx",
-        Phase.DECODE: "decode.onnx",
-    }
+    assert set(manifest.graphs) == set(Phase)
+    assert {entry.name for entry in manifest.graphs.values()} == {"model.onnx"}
     assert manifest.weights.name == "weights.bin"
     assert [entry.name for entry in manifest.tokenizer] == ["vocabulary.json", "merges.txt"]
     assert manifest.generation.max_length == 32
@@ -122,25 +123,20 @@ def test_the_manifest(toy_bundle_of_ours, toy_config):
     manifest.check_files(folder, weights_hash=True)
 
 
-def test_both_graphs_point_at_the_checkpoint_s_weights(toy_bundle_of_ours, toy_preset):
-    folder = toy_bundle_of_ours.folder
-    data = (folder / "weights.bin").read_bytes()
-    places = {}
-    for phase in Phase:
-        model = onnx.load(folder / f"{phase}.onnx", load_external_data=False)
-        external = [t for t in model.graph.initializer if t.external_data]
-        for tensor in external:
-            entry = {e.key: e.value for e in tensor.external_data}
-            assert entry["location"] == "weights.bin"
-            places.setdefault(tensor.name, set()).add((int(entry["offset"]), int(entry["length"])))
+def test_the_graph_points_at_the_checkpoint_s_weights(toy_bundle_of_ours, toy_preset):
+    data = (toy_bundle_of_ours.folder / "weights.bin").read_bytes()
+    places = stored_tensors(toy_bundle_of_ours.folder / "model.onnx")
+    table = "embeddings/token_embedding/embeddings"
+    assert places.pop(f"{table}.rows") == places[table]  # one table for the lookup and the head
     with contextlib.closing(CheckpointWeights(read_preset(toy_preset))) as source:
         assert set(places) == set(source.shapes)
         for name, shape in source.shapes.items():
-            ((offset, length),) = places[name]  # the same in both
-            assert offset % ALIGNMENT == 0
+            offset, length, dtype, stored_shape = places[name]
+            assert offset % (PAGE if length >= PAGE else WORD) == 0
+            assert (dtype, stored_shape) == ("float32", shape)
             stored = np.frombuffer(data[offset : offset + length], "<f4").reshape(shape)
             np.testing.assert_array_equal(stored, read_weight(source, name), err_msg=name)
-    assert len(data) == max(offset + length for ((offset, length),) in places.values())
+    assert len(data) == max(tensor.offset + tensor.length for tensor in places.values())
 
 
 def test_graphs_hold_no_path_of_this_machine(toy_bundle_of_ours, toy_preset):
@@ -164,10 +160,9 @@ def test_a_bundle_without_a_tokenizer(plain_hf_folder, tmp_path, greedy):
     assert code == 0, err
     manifest = read_manifest(tmp_path / "b")
     assert manifest.tokenizer == ()
-    assert {p.name for p in (tmp_path / "b").iterdir()} == FILES - {"vocabulary.json", "merges.txt"}
-    generator = Generator.from_bundle(tmp_path / "b", threads=1)
+    assert {p.name for p in (tmp_path / "b").iterdir()} == FILES - TOKENIZER_FILES
+    generator = load(tmp_path / "b")
     assert generator.tokenizer is None
-    generator.compile("greedy")
     tokens = {"token_ids": np.array([[2, 5, 6] + [1] * 9]), "padding_mask": np.arange(12)[None] < 3}
     found = generator.generate(tokens, stop_token_ids=None)["token_ids"][0].tolist()
     model = OPTCausalLM.from_preset(str(plain_hf_folder))
@@ -219,7 +214,7 @@ def test_a_live_model_in_bfloat16_is_exported_in_float32(build_model, tmp_path):
     model = build_model(seed=32, dtype="bfloat16")
     summary = export_bundle(model, tmp_path / "b")
     assert summary.comparison.difference < 1e-4
-    weights = onnx.load(tmp_path / "b" / "prefill.onnx").graph.initializer
+    weights = onnx.load(tmp_path / "b" / "model.onnx").graph.initializer
     table = next(t for t in weights if t.name == "embeddings/token_embedding/embeddings")
     expected = np.asarray(model.backbone.token_embedding.embeddings.value).astype("float32")
     np.testing.assert_array_equal(onnx.numpy_helper.to_array(table), expected)
@@ -251,18 +246,19 @@ def test_the_summary(toy_bundle_of_ours):
     assert lines["Time"].endswith(" s")
     assert "MB" in lines["Memory"]
     assert "MB in the process that tried the bundle" in lines["Memory"]
-    assert "Rewrites     prefill: fuse_layer_norm 5, fuse_head 1" in out
-    assert "Rewrites     decode: fuse_layer_norm 5, fuse_head 1" in out
+    listed = "fuse_layer_norm 5, fuse_head 1, fuse_attention 2, fuse_bias 8"
+    assert f"Rewrites     model: {listed}, separate_lookup 1\n" in out
     assert lines["Logits"].startswith("within ")
-    assert lines["Logits"].endswith(" of a standard deviation of Keras's")
-    assert float(lines["Logits"].split()[1]) < 1e-4
+    assert " of a standard deviation of Keras's (" in lines["Logits"]
+    assert lines["Logits"].endswith(" in the mean)")
+    numbers = [float(found) for found in re.findall(r"[\d.]+e-\d+", lines["Logits"])]
+    assert 0 < numbers[1] < numbers[0] < 1e-4
 
 
 def test_the_progress(toy_bundle_of_ours, toy_preset):
     phases = [
         f"Reading preset {toy_preset}",
-        "Tracing the prefill graph (2 layers)",
-        "Tracing the decode graph (2 layers)",
+        "Tracing the model graph (2 layers)",
         "Writing weights",
         "Writing graphs",
         "Verifying graphs",
@@ -351,14 +347,27 @@ def test_the_summary_of_the_function(toy_preset, tmp_path):
     assert summary.size_bytes == read_manifest(tmp_path / "b").total_bytes
     assert summary.seconds > 0
     assert summary.peak_memory_bytes > 50e6
-    counts = {"fuse_layer_norm": 5, "fuse_head": 1}
-    assert summary.rewrites == {Phase.PREFILL: counts, Phase.DECODE: counts}
-    assert summary.comparison.difference < 1e-4
+    counts = {
+        "fuse_layer_norm": 5,
+        "fuse_head": 1,
+        "fuse_attention": 2,
+        "fuse_bias": 8,
+        "separate_lookup": 1,
+    }
+    assert summary.rewrites == {"model": counts}
+    assert 0 < summary.comparison.mean_difference < summary.comparison.difference < 1e-4
     assert summary.comparison.peak_memory_bytes > 10e6
 
 
 @pytest.mark.parametrize(
-    "options", [["--precision", "int3"], ["--target", "tpu"], ["--verify", "some"], ["--preset"]]
+    "options",
+    [
+        ["--precision", "int3"],
+        ["--target", "tpu"],
+        ["--prefill-precision", "int4"],
+        ["--verify", "some"],
+        ["--preset"],
+    ],
 )
 def test_bad_options(options):
     with contextlib.redirect_stderr(io.StringIO()) as err, pytest.raises(SystemExit) as raised:

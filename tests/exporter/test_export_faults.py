@@ -18,6 +18,7 @@ from graphs.manifest import read_manifest
 from tests.exporter.export_helpers import (
     FILES,
     STEPS,
+    TOKENIZER_FILES,
     fails,
     listing,
     run,
@@ -42,7 +43,7 @@ def test_force_replaces_a_bundle_as_a_whole(old_bundle, plain_hf_folder):
         "--preset", plain_hf_folder, "--output", old_bundle, "--force", "--verify", "graph"
     )
     assert code == 0, err
-    assert {p.name for p in old_bundle.iterdir()} == FILES - {"vocabulary.json", "merges.txt"}
+    assert {p.name for p in old_bundle.iterdir()} == FILES - TOKENIZER_FILES
     assert read_manifest(old_bundle).source["preset"] == "plain_hf"
     assert {p.name for p in old_bundle.parent.iterdir()} == {"bundle", "plain_hf"}
 
@@ -75,10 +76,10 @@ def test_an_empty_folder_is_free(toy_preset, tmp_path):
 
 def test_a_disk_that_is_too_small(toy_preset, tmp_path, monkeypatch):
     def never(*_):
-        raise AssertionError("nothing may be traced or written")
+        raise AssertionError("nothing may be calibrated or written")
 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100_000))
-    monkeypatch.setattr(export, "trace", never)
+    monkeypatch.setattr(export, "prepare_weights", never)
     monkeypatch.setattr(export, "write_weights", never)
     line = fails("--preset", toy_preset, "--output", tmp_path / "b")
     assert line == (

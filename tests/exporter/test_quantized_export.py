@@ -35,7 +35,7 @@ OPTIONS = {
     "mixed": ["--precision", "int4", "--prefill-precision", "int8"],
 }
 GRAPHS = {"int8": ["model"], "int4": ["model"], "mixed": ["prefill", "decode"]}
-FUSED = {"GroupQueryAttention": 2, "SkipLayerNormalization": 4}
+FUSED = {"GroupQueryAttention": 2}
 INT8_LAYERS, INT4_LAYERS = {"MatMulIntegerToFloat": 8}, {"MatMulNBits": 8}
 INT4_TABLES = {"GatherBlockQuantized": 1, "MatMulNBits": 1}
 OPERATORS = {
@@ -154,7 +154,7 @@ def test_the_two_graphs_of_a_mixed_bundle_share_what_is_not_a_matrix(bundles):
 
 def test_what_the_command_prints(bundles, kind):
     out, err = bundles[kind].out, bundles[kind].err
-    fused = "fuse_layer_norm 5, fuse_head 1, fuse_attention 2, fuse_skip_layer_norm 4"
+    fused = "fuse_layer_norm 5, fuse_head 1, fuse_attention 2"
     rewrites = [line for line in out.splitlines() if line.startswith("Rewrites")]
     assert len(rewrites) == len(GRAPHS[kind])
     for line, graph in zip(rewrites, GRAPHS[kind], strict=True):
@@ -164,10 +164,15 @@ def test_what_the_command_prints(bundles, kind):
             f"Rewrites     {graph}: {fused}, keep_rows 2, halve_positions 1, "
             f"quantize_layers_{layers} 8, quantize_tables_{tables} 2"
         )
-    phases = ["Tracing the", "Calibrating with", "Writing weights", "Comparing logits with Keras"]
+    phases = [
+        "Tracing the",
+        "Calibrating with",
+        "Smoothing",
+        "Writing weights",
+        "Comparing logits with Keras",
+    ]
     places = [err.index(phase) for phase in phases]
     assert places == sorted(places)
-    assert ("Smoothing" in err) is (kind != "int4")
     (line,) = (line for line in out.splitlines() if line.startswith("Logits"))
     mean = float(line.split("(")[1].split()[0])
     assert 1e-3 < mean < LARGEST_MEAN_DIFFERENCE[kind]
@@ -217,8 +222,8 @@ def test_a_prompt_in_pieces_is_the_prompt(bundles, kind):
     decoder = open_decoder(bundles[kind].folder)
     row = np.random.default_rng(7).integers(4, 288, 14)
     whole = steps(decoder, [row], [(14,)])[:, -1]
-    pieces = steps(decoder, [row], [(5,), (8,), (1,)])[:, -1]
-    assert np.abs(pieces - whole).max() < 0.05 * whole.std()
+    pieces = steps(decoder, [row], [(5,), (7,), (2,)])[:, -1]
+    assert np.abs(pieces - whole).max() < 1e-5 * whole.std()
 
 
 def test_batches_generate_what_single_prompts_do(bundles, kind):

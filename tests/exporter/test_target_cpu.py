@@ -13,64 +13,82 @@ from exporter.errors import ExportError
 from graphs.checks import check_graph
 from graphs.contract import Phase
 from graphs.manifest import FileEntry, read_manifest
-from runtime import Generator
 from tests.exporter.conftest import TOY, randomize_keras
-from tests.exporter.export_helpers import FILES, LENGTH, PROMPTS, bundle_tokens, run
+from tests.exporter.export_helpers import (
+    FILES,
+    FILES_OF_TWO_GRAPHS,
+    LENGTH,
+    PROMPTS,
+    bundle_tokens,
+    fused_operators,
+    load,
+    run,
+    stored_tensors,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_tracing")
 
-FUSED = {"GroupQueryAttention": 2, "SkipLayerNormalization": 4}
+FUSED = {"GroupQueryAttention": 2}
 
 
 @pytest.fixture(scope="module")
-def cpu_bundle(quick_tracing, toy_preset, tmp_path_factory):
-    """The toy preset's bundle and what the command printed."""
-    folder = tmp_path_factory.mktemp("bundles") / "cpu"
+def portable(quick_tracing, toy_preset, tmp_path_factory):
+    """The toy preset's portable bundle and what the command printed."""
+    folder = tmp_path_factory.mktemp("bundles") / "portable"
     code, out, err = run(
-        "--preset", toy_preset, "--output", folder, "--target", "cpu", "--verify", "full"
+        "--preset", toy_preset, "--output", folder, "--target", "portable", "--verify", "full"
     )
     assert code == 0, err
     return folder, out
 
 
-def fused_operators(path):
-    """How often each operator of ONNX Runtime's own is in a graph file."""
-    nodes = onnx.load(path, load_external_data=False).graph.node
-    names = [node.op_type for node in nodes if node.domain]
-    return {name: names.count(name) for name in set(names)}
+def test_the_command_says_what_was_fused(portable, toy_bundle_of_ours):
+    listed = "fuse_layer_norm 5, fuse_head 1"
+    fused = "fuse_attention 2, fuse_bias 8, separate_lookup 1"
+    rewrites = [line for line in portable[1].splitlines() if line.startswith("Rewrites")]
+    assert rewrites == [f"Rewrites     {phase}: {listed}" for phase in Phase]
+    rewrites = [line for line in toy_bundle_of_ours.out.splitlines() if line.startswith("Rewrites")]
+    assert rewrites == [f"Rewrites     model: {listed}, {fused}"]
 
 
-def test_the_command_says_what_was_fused(cpu_bundle):
-    lines = cpu_bundle[1].splitlines()
-    listed = "fuse_layer_norm 5, fuse_head 1, fuse_attention 2, fuse_skip_layer_norm 4"
-    for phase in Phase:
-        assert f"Rewrites     {phase}: {listed}" in lines
-    (compared,) = (line for line in lines if line.startswith("Logits"))
-    assert "of a standard deviation of Keras's" in compared
-
-
-def test_the_bundle_holds_what_the_portable_one_does(cpu_bundle, toy_bundle_of_ours):
-    folder, portable = cpu_bundle[0], toy_bundle_of_ours.folder
+def test_the_bundle_holds_what_the_portable_one_does(portable, toy_bundle_of_ours):
+    folder = toy_bundle_of_ours.folder
     assert {path.name for path in folder.iterdir()} == FILES
-    manifest, other = read_manifest(folder), read_manifest(portable)
+    assert {path.name for path in portable[0].iterdir()} == FILES_OF_TWO_GRAPHS
+    manifest, other = read_manifest(folder), read_manifest(portable[0])
     assert (manifest.target, other.target) == ("cpu", "portable")
+    assert {entry.name for entry in manifest.graphs.values()} == {"model.onnx"}
+    assert {phase: entry.name for phase, entry in other.graphs.items()} == {
+        Phase.PREFILL: "prefill.onnx",
+        Phase.DECODE: "decode.onnx",
+    }
     same = {"target": other.target, "graphs": other.graphs}
     assert replace(manifest, **same) == other
     manifest.check_files(folder, weights_hash=True)
+    other.check_files(portable[0], weights_hash=True)
 
 
-def test_the_graphs_keep_the_contract(cpu_bundle, toy_bundle_of_ours):
-    folder = cpu_bundle[0]
+def test_all_graphs_read_the_same_places_of_the_weights_file(portable, toy_bundle_of_ours):
+    expected = stored_tensors(toy_bundle_of_ours.folder / "model.onnx")
+    table = "embeddings/token_embedding/embeddings"
+    assert expected.pop(f"{table}.rows") == expected[table]
     for phase in Phase:
-        path = folder / f"{phase}.onnx"
+        assert stored_tensors(portable[0] / f"{phase}.onnx") == expected
+
+
+def test_the_graphs_keep_the_contract(portable, toy_bundle_of_ours):
+    path = toy_bundle_of_ours.folder / "model.onnx"
+    check_graph(path, TOY, Phase.PREFILL, "weights.bin", "float32")
+    assert fused_operators(path) == FUSED
+    for phase in Phase:
+        path = portable[0] / f"{phase}.onnx"
         check_graph(path, TOY, phase, "weights.bin", "float32")
-        assert fused_operators(path) == FUSED
-        assert fused_operators(toy_bundle_of_ours.folder / path.name) == {}
+        assert fused_operators(path) == {}
 
 
-def test_the_bundle_says_what_the_model_says(cpu_bundle, toy_model, greedy, toy_tokenizer):
+def test_the_portable_bundle_says_what_the_model_says(portable, toy_model, greedy, toy_tokenizer):
     prompts = [[2, *toy_tokenizer.encode(prompt)] for prompt in PROMPTS]
-    assert bundle_tokens(cpu_bundle[0]) == greedy(toy_model, prompts, LENGTH)
+    assert bundle_tokens(portable[0]) == greedy(toy_model, prompts, LENGTH)
 
 
 def with_other_scale(graph):
@@ -85,8 +103,8 @@ def with_wrong_lengths(graph):
 
 
 def with_other_norm(graph):
-    norm = next(node for node in graph.node if node.op_type == "SkipLayerNormalization")
-    norm.input[1] = norm.input[0]
+    first, second = [node for node in graph.node if node.op_type == "LayerNormalization"][:2]
+    second.input[1] = first.input[1]
 
 
 @pytest.mark.parametrize("change", [with_other_scale, with_wrong_lengths, with_other_norm])
@@ -108,7 +126,7 @@ def test_wrongly_fused_graphs_are_caught(toy_preset, tmp_path, monkeypatch, chan
 
 # === Other switches, from live models ===
 
-# In one layer; the number of its norms. Two of them follow a sum.
+# In one layer; the number of its norms.
 MODELS = {
     "opt-350m": (replace(TOY, embedding_dim=16, norm_first=False, final_norm=False), 2),
     "galactica": (replace(TOY, activation="gelu", use_bias=False, norm_affine=False), 3),
@@ -130,23 +148,21 @@ def test_other_models_say_what_their_portable_bundles_say(config, norms, tmp_pat
     model = OPTCausalLM(backbone)
     summary = export_bundle(model, tmp_path / "cpu", target="cpu", verify="full")
     assert summary.comparison.difference < 1e-5
-    for counts in summary.rewrites.values():
-        assert counts == {
-            "fuse_layer_norm": norms,
-            "fuse_head": 1,
-            "fuse_attention": 1,
-            "fuse_skip_layer_norm": 2,
-        }
-    export_bundle(model, tmp_path / "portable", verify="none")
-    for phase in Phase:
-        operators = fused_operators(tmp_path / "cpu" / f"{phase}.onnx")
-        assert operators == {"GroupQueryAttention": 1, "SkipLayerNormalization": 2}
+    counts = {
+        "fuse_layer_norm": norms,
+        "fuse_head": 1,
+        "fuse_attention": 1,
+        "fuse_bias": 4 * config.use_bias,
+        "separate_lookup": 1,
+    }
+    assert summary.rewrites == {"model": counts}
+    export_bundle(model, tmp_path / "portable", target="portable", verify="none")
+    operators = fused_operators(tmp_path / "cpu" / "model.onnx")
+    assert operators == {"GroupQueryAttention": 1}
     for sampler in ("greedy", "beam", "contrastive"):
         found = []
         for target in ("portable", "cpu"):
-            generator = Generator.from_bundle(tmp_path / target, device="cpu", threads=1)
-            generator.compile(sampler)
-            result = generator.generate(token_dictionary(), stop_token_ids=None)
+            result = load(tmp_path / target, sampler).generate(token_dictionary(), stop_token_ids=None)
             found.append(result["token_ids"].tolist())
         assert found[0] == found[1]
         assert len({tuple(row[-8:]) for row in found[0]}) == 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -21,20 +23,16 @@ pytestmark = pytest.mark.usefixtures("quick_tracing")
 # === Verification ===
 
 
-class Altered:
-    """A weight source one of whose weights is not the checkpoint's."""
-
-    def __init__(self, source, name, alter):
-        self._source, self._name, self._alter = source, name, alter
-
-    @property
-    def shapes(self):
-        return self._source.shapes
-
-    def blocks(self, name):
-        for block in self._source.blocks(name):
-            altered = self._alter(block.copy()) if name == self._name else block
-            yield np.ascontiguousarray(altered, np.float32)
+def altered(recipes, name, alter):
+    """The recipes with one tensor that is not made as it should be, array by array."""
+    for recipe in recipes:
+        names = [tensor.name for tensor in recipe.tensors]
+        if name not in names:
+            yield recipe
+            continue
+        assert names == [name]
+        make = recipe.make
+        yield replace(recipe, make=lambda make=make: (alter(array.copy()) for array in make()))
 
 
 def swap_query_and_key(kernel):
@@ -46,8 +44,8 @@ def write_altered(monkeypatch, name, alter):
     """Makes the export write another weight than the checkpoint has."""
     write = export.write_weights
 
-    def write_other(source, *args):
-        return write(Altered(source, name, alter), *args)
+    def write_other(recipes, *args):
+        return write(altered(recipes, name, alter), *args)
 
     monkeypatch.setattr(export, "write_weights", write_other)
 
@@ -150,8 +148,8 @@ def test_graph_verification_catches_broken_graphs(toy_preset, tmp_path, monkeypa
 def test_graph_verification_catches_a_truncated_file(toy_preset, tmp_path, monkeypatch):
     write = export.write_weights
 
-    def write_less(source, extents, path, progress):
-        entry = write(source, extents, path, progress)
+    def write_less(recipes, extents, path, progress):
+        entry = write(recipes, extents, path, progress)
         path.write_bytes(path.read_bytes()[:-1])
         return entry
 
@@ -174,18 +172,22 @@ def test_a_bundle_that_does_not_run_is_caught(toy_preset, tmp_path, monkeypatch)
 def test_a_pass_that_no_longer_matches_is_an_error(toy_preset, tmp_path, monkeypatch):
     rewrite = export.rewrite
 
-    def rewrite_less(program, target):
-        counts = rewrite(program, target)
+    def rewrite_less(program, target, scheme):
+        counts = rewrite(program, target, scheme)
         return {**counts, "fuse_layer_norm": counts["fuse_layer_norm"] - 1}
 
     monkeypatch.setattr(export, "rewrite", rewrite_less)
-    for target, others in (
-        ("portable", "'fuse_head': 1}"),
-        ("cpu", "'fuse_head': 1, 'fuse_attention': 2, 'fuse_skip_layer_norm': 4}"),
+    for target, graph, others in (
+        ("portable", "prefill", "'fuse_head': 1}"),
+        (
+            "cpu",
+            "model",
+            "'fuse_head': 1, 'fuse_attention': 2, 'fuse_bias': 8, 'separate_lookup': 1}",
+        ),
     ):
         line = fails("--preset", toy_preset, "--output", tmp_path / "b", "--target", target)
         assert line.startswith(
-            f"the prefill graph was rewritten as {{'fuse_layer_norm': 4, {others}, "
+            f"the {graph} graph was rewritten as {{'fuse_layer_norm': 4, {others}, "
             f"not as {{'fuse_layer_norm': 5, {others}: this Keras or tf2onnx version"
         )
         assert list(tmp_path.iterdir()) == []

@@ -176,6 +176,14 @@ def with_weights(model: Any, weights: Arrays) -> Any:
     return copy
 
 
+def with_views(program: Program, values: Arrays) -> Arrays:
+    """Values of a program's weights by name, and of those that share the bytes of another one."""
+    views: Arrays = {}
+    for name, base in program.views.items():
+        views[name] = values[base].reshape(program.shape_of(name))
+    return {**values, **views}
+
+
 def contract_inputs(
     config: ModelConfig, phase: Phase, past: list[int], new: list[int], capacity: int = 12
 ) -> Arrays:

@@ -151,7 +151,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("contract_revision", ..., REVISION.format(None)),
     ("contract_revision", 2, REVISION.format(2)),
     ("contract_revision", [1], "follows revision"),
-    ("precision", "int3", r"precision must be one of \('fp32',\), got 'int3'"),
+    ("precision", "int3", r"precision must be one of \('fp32', 'int8', 'int4'\), got 'int3'"),
     ("precision", ["fp32"], "precision must be one of"),
     ("target", "tpu", r"target must be one of \('portable', 'cpu'\), got 'tpu'"),
     ("target", ["cpu"], "target must be one of"),

@@ -22,7 +22,7 @@ from graphs.contract import (  # noqa: E402
     present_names,
 )
 from graphs.manifest import TARGETS  # noqa: E402
-from graphs.passes import PASSES, expected_counts, rewrite  # noqa: E402
+from graphs.passes import expected_counts, passes, rewrite  # noqa: E402
 from graphs.passes.layer_norm import ONES  # noqa: E402
 from graphs.passes.matching import FUSED_DOMAIN, remove_unused  # noqa: E402
 from graphs.program import Program  # noqa: E402
@@ -37,6 +37,7 @@ from tests.graphs.pass_helpers import (  # noqa: E402
     readable,
     run_model,
     trace_model,
+    with_views,
     with_weights,
 )
 
@@ -81,8 +82,12 @@ class Traced:
 
     def run(self, inputs: Arrays, target: str | None = None) -> Arrays:
         """What a target's graph computes, or the one that was traced."""
-        model = self.model.model if target is None else ir.to_proto(self.programs[target].model)
-        return run_model(with_weights(model, self.model.random_weights()), inputs)
+        weights = self.model.random_weights()
+        if target is None:
+            return run_model(with_weights(self.model.model, weights), inputs)
+        program = self.programs[target]
+        model = with_weights(ir.to_proto(program.model), with_views(program, weights))
+        return run_model(model, inputs)
 
 
 def nodes_of(program: Program, op_type: str) -> list[Any]:
@@ -146,6 +151,19 @@ def test_the_head_reads_the_embedding_as_it_is_stored(traced: Trace, phase: Phas
 
 
 @pytest.mark.parametrize("phase", Phase)
+def test_the_embedding_reads_a_tied_table_through_a_view(traced: Trace, phase: Phase) -> None:
+    program = traced("opt", phase).programs["cpu"]
+    view = f"{TOKENS}.rows"
+    assert program.views == {view: TOKENS}
+    table, rows = program.weights[TOKENS], program.weights[view]
+    assert (rows.shape, rows.dtype) == (table.shape, table.dtype)
+    assert [user.op_type for user, _ in table.uses()] == ["Gemm"]
+    assert [user.op_type for user, _ in rows.uses()] == ["Gather"]
+    assert traced("opt", phase).program.views == {}
+    assert traced("other", phase).programs["cpu"].views == {}  # a head of its own
+
+
+@pytest.mark.parametrize("phase", Phase)
 def test_a_head_of_its_own_is_read_as_it_is_stored_too(traced: Trace, phase: Phase) -> None:
     weights = traced("other", phase).program.weights
     ((gather, _),) = weights[TOKENS].uses()
@@ -200,8 +218,8 @@ def test_a_second_time_there_is_nothing_to_do(
 
 # What of a traced graph is made another function, and the pass that leaves it alone.
 BREAKS = [
-    ("opt", "Sqrt", "Abs", {"fuse_layer_norm": 4, "fuse_skip_layer_norm": 4}),
-    ("galactica", "Sqrt", "Abs", {"fuse_layer_norm": 4, "fuse_skip_layer_norm": 4}),
+    ("opt", "Sqrt", "Abs", {"fuse_layer_norm": 4}),
+    ("galactica", "Sqrt", "Abs", {"fuse_layer_norm": 4}),
     ("opt", "Softmax", "LogSoftmax", {"fuse_attention": 1}),
     ("opt-350m", "ScatterND", "ScatterElements", {"fuse_attention": 1}),
     ("galactica", "Split", "Unsplit", {"fuse_attention": 1}),
@@ -221,22 +239,23 @@ def test_a_traced_part_that_is_broken_is_not_counted(
 
 
 def test_counts_are_named_after_the_passes() -> None:
-    assert tuple(PASSES) == TARGETS
-    names = {target: [run.__name__ for run in passes] for target, passes in PASSES.items()}
+    names = {target: [run.__name__ for run in passes(target)] for target in TARGETS}
     assert names["portable"] == ["fuse_layer_norm", "fuse_head"]
-    assert names["cpu"] == [*names["portable"], "fuse_attention", "fuse_skip_layer_norm"]
+    fused = ["fuse_attention", "fuse_bias", "separate_lookup"]
+    assert names["cpu"] == [*names["portable"], *fused]
     larger = replace(CONFIG, num_layers=12)
     assert expected_counts(larger) == {"fuse_layer_norm": 25, "fuse_head": 1}
     without = replace(larger, final_norm=False)
     assert expected_counts(without) == {"fuse_layer_norm": 24, "fuse_head": 1}
     for target in TARGETS:
         assert list(expected_counts(larger, target)) == names[target]
-    for config, norms, joined in ((larger, 25, 24), (without, 24, 23)):
+    for config, norms in ((larger, 25), (without, 24)):
         assert expected_counts(config, "cpu") == {
             "fuse_layer_norm": norms,
             "fuse_head": 1,
             "fuse_attention": 12,
-            "fuse_skip_layer_norm": joined,
+            "fuse_bias": 48,
+            "separate_lookup": 1,
         }
 
 
@@ -252,18 +271,19 @@ def test_attention_is_one_operator_of_each_layer(traced: Trace, name: str, phase
         "fuse_layer_norm": COUNTS[name],
         "fuse_head": 1,
         "fuse_attention": 2,
-        "fuse_skip_layer_norm": 4,
+        "fuse_bias": 8 * found.config.use_bias,
+        "separate_lookup": found.config.tied_head,
     }
     assert found.counts["cpu"] == expected_counts(found.config, "cpu")
     assert program.model.opset_imports[FUSED_DOMAIN] == 1
     assert FUSED_DOMAIN not in found.program.model.opset_imports
     fused = [node.op_type for node in program.graph if node.domain == FUSED_DOMAIN]
-    assert sorted(fused) == ["GroupQueryAttention"] * 2 + ["SkipLayerNormalization"] * 4
+    assert fused == ["GroupQueryAttention"] * 2
     left = ops(program.graph)
     for traces_of_attention in ("Softmax", "ScatterND", "Split", "Transpose"):
         assert found.ops_before[traces_of_attention] >= 1
         assert left[traces_of_attention] == 0
-    assert left["LayerNormalization"] == COUNTS[name] - 4
+    assert left["LayerNormalization"] == COUNTS[name]
     for layer, node in enumerate(nodes_of(program, "GroupQueryAttention")):
         assert [value.name for value in node.inputs[3:5]] == list(past_names(layer))
         assert [value.name for value in node.outputs[1:]] == list(present_names(layer))
@@ -274,24 +294,15 @@ def test_attention_is_one_operator_of_each_layer(traced: Trace, name: str, phase
 
 @pytest.mark.parametrize("phase", Phase)
 @pytest.mark.parametrize("name", MODELS)
-def test_joined_norms_have_the_weights_of_the_model(traced: Trace, name: str, phase: Phase) -> None:
-    found = traced(name, phase)
-    config = found.config
-    norms = [
-        f"transformer_layer_{i}/{norm}_norm" for i in (0, 1) for norm in ("attention", "feed_forward")
-    ]
-    if config.norm_first:  # each branch leads to the next norm, the last to the final one
-        norms = [*norms[1:], "layer_norm"]
-    biases = [
-        f"transformer_layer_{i}/{part}/bias" for i in (0, 1) for part in ("attention/output", "output")
-    ]
-    nodes = nodes_of(found.programs["cpu"], "SkipLayerNormalization")
-    for node, norm, bias in zip(nodes, norms, biases, strict=True):
-        *_, gamma, beta, branch_bias = (value and value.name for value in node.inputs)
-        scales = (f"{norm}/gamma", f"{norm}/beta") if config.norm_affine else (ONES, None)
-        assert (gamma, beta) == scales
-        assert branch_bias == (bias if config.use_bias else None)
-        assert node.attributes["epsilon"].as_float() == np.float32(1e-5)
+def test_products_add_the_biases_of_the_model(traced: Trace, name: str, phase: Phase) -> None:
+    program = traced(name, phase).programs["cpu"]
+    parts = ("attention/qkv", "attention/output", "intermediate", "output")
+    layers = [f"transformer_layer_{i}/{part}" for i in (0, 1) for part in parts]
+    products = [node for node in nodes_of(program, "Gemm") if len(node.inputs) == 3]
+    found = [tuple(value.name for value in node.inputs[1:]) for node in products]
+    expected = [(f"{layer}/kernel", f"{layer}/bias") for layer in layers]
+    assert found == (expected if program.config.use_bias else [])
+    assert all(node.attributes.get_int("transB", 0) == 0 for node in products)
 
 
 # === What is computed ===
