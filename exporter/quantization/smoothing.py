@@ -81,8 +81,8 @@ def activation_scale(
 class SmoothedWeights:
     """The weights of another source with factors folded in; the same function, up to rounding.
 
-    Only the head's table differs: its columns carry factors that nothing here divides by. Its inputs are
-    to be divided by them, and where it is the token embedding too, so are the rows that are looked up.
+    Only the head's table differs: its columns carry factors that nothing here divides by. Its inputs
+    are to be divided by them, and where it is the token embedding, so are the rows that are looked up.
     """
 
     def __init__(

@@ -103,7 +103,9 @@ def test_another_runtime_version_replaces_the_pack(
     "change",
     [
         lambda patch: patch.setattr(session.ort, "get_build_info", lambda: "Debug"),
-        lambda patch: patch.setattr(session, "EXACT", {"session.x64quantprecision": "0", **session.EXACT}),
+        lambda patch: patch.setattr(
+            session, "EXACT", {"session.x64quantprecision": "0", **session.EXACT}
+        ),
         lambda patch: patch.setattr(packed_weights, "FORMAT", 2),
     ],
     ids=["build", "options", "format"],
