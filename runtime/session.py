@@ -64,7 +64,7 @@ SLOW_FUSIONS = ["SkipLayerNormFusion", "BiasSkipLayerNormFusion"]
 # The attention kernel that keeps no scores takes up to twice as long for a prompt on the CPU, and as
 # long for one token; chunks bound the memory of the scores. Read when a session is opened.
 PLAIN_ATTENTION = {"ORT_GQA_DISABLE_FLASH_ATTENTION": "1"}
-CHUNK_TOKENS = 256  # of a long prompt at a time: its scores fit the cache, and their memory is bounded
+CHUNK_TOKENS = 192  # of a long prompt at a time: its scores fit the cache, and their memory is bounded
 
 
 class BoundCache(KVCache):
