@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--prefill-precision",
         choices=("int8",),
         help="with --precision int4: int8 keeps a second, int8 copy of the layers for reading prompts, "
-        "two to three times as fast for twice the size more (default: one copy for both phases)",
+        "two to three times as fast in a bundle as much larger (default: one copy for both phases)",
     )
     parser.add_argument(
         "--calibration",

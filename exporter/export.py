@@ -144,7 +144,7 @@ def export_bundle(
     comparison = None
     with contextlib.closing(subject.weights) as source, contextlib.closing(progress):
         graphs = _build_graphs(config, target, schemes, progress)
-        needed = needed_weights(program for program in graphs.programs.values())
+        needed = needed_weights(graphs.programs.values())
         extents = plan_weights(plan_recipes(config, source, needed))
         size = planned_bytes(extents)
         folder.parent.mkdir(parents=True, exist_ok=True)

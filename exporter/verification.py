@@ -22,7 +22,7 @@ from exporter import layer_walk
 from exporter.errors import ExportError
 from exporter.weights import WeightSource
 from graphs.checks import check_graph
-from graphs.contract import ModelConfig
+from graphs.contract import ModelConfig, Phase
 from graphs.manifest import Manifest, read_manifest
 
 # Of the logits' standard deviation: the largest difference in float32, where only the order of sums
@@ -52,7 +52,7 @@ def verify_graphs(folder: Path) -> Manifest:
         manifest = read_manifest(folder)
         manifest.check_files(folder, weights_hash=False)
         # A graph that serves both phases is one of any number of tokens, as prefill's is.
-        phases = {entry.name: phase for phase, entry in reversed(list(manifest.graphs.items()))}
+        phases = {manifest.graphs[phase].name: phase for phase in (Phase.DECODE, Phase.PREFILL)}
         for name, phase in phases.items():
             check_graph(
                 folder / name, manifest.model, phase, manifest.weights.name, manifest.cache_dtype

@@ -31,10 +31,7 @@ def _replace_dense(program: Program, dense: Dense) -> None:
     matrix = Int8Matrix.of(dense.weight, program.shape_of(dense.weight))
     relu = producer(dense.inputs, "Relu")
     inputs = relu.inputs[0] if relu is not None else dense.inputs
-    quantize = ir.node(
-        "QuantizeLinear",
-        [inputs, program.stored(matrix.input_scale), program.stored(matrix.input_zero_point)],
-    )
+    quantize = _quantized(program, inputs, matrix)
     product = ir.node(
         "MatMulIntegerToFloat",
         [
@@ -78,14 +75,7 @@ def _replace_head(program: Program, weight: str, inputs: ir.Value, output: ir.Va
     config = program.config
     table = Int8Matrix.of(weight, (config.vocabulary_size, config.embedding_width), outputs_axis=0)
     smooth = ir.node("Mul", [inputs, program.stored(head_factors(weight, config.embedding_width))])
-    quantize = ir.node(
-        "QuantizeLinear",
-        [
-            smooth.outputs[0],
-            program.stored(table.input_scale),
-            program.stored(table.input_zero_point),
-        ],
-    )
+    quantize = _quantized(program, smooth.outputs[0], table)
     # The operator wants as many zero points as there are scales.
     zeros = np.zeros(config.vocabulary_size, np.int8)
     zero_points = shared_constant(program.graph, "head_zero_points", zeros)
@@ -103,6 +93,12 @@ def _replace_head(program: Program, weight: str, inputs: ir.Value, output: ir.Va
         domain=FUSED_DOMAIN,
     )
     replace_span(program, output, [smooth, quantize, product], product.outputs[0])
+
+
+def _quantized(program: Program, inputs: ir.Value | None, matrix: Int8Matrix) -> ir.Node:
+    """What makes uint8 codes of a matrix's inputs."""
+    scale, zero_point = program.stored(matrix.input_scale), program.stored(matrix.input_zero_point)
+    return ir.node("QuantizeLinear", [inputs, scale, zero_point])
 
 
 def _finish(program: Program, count: int) -> None:
