@@ -20,9 +20,16 @@ from bench.shapes import SHAPES
 from exporter.bundle_folder import atomic_folder, check_space
 from exporter.checkpoints.formats import HUGGING_FACE, KERAS_PRESET
 from exporter.checkpoints.weight_map import WeightMap, bind_names
-from exporter.checkpoints.writers import Piece, file_pieces, file_tensors, write_weights
+from exporter.checkpoints.writers import (
+    GIGABYTE,
+    Piece,
+    file_pieces,
+    file_tensors,
+    write_weights,
+)
 from exporter.presets.hugging_face_config import write_hugging_face_config
 from exporter.presets.keras_config import backbone_config, dtype_policy
+from exporter.presets.live_weights import check_shard_size
 from exporter.progress import Progress
 from graphs.contract import ModelConfig
 from runtime.command import run_command
@@ -35,6 +42,7 @@ SPECIAL_IDS = {"bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1}  # OPT's
 EXAMPLES = """\
 examples:
   python -m bench.make_checkpoint --shape opt_125m --output hf_125m
+  python -m bench.make_checkpoint --shape opt_6.7b --dtype float16 --max-shard-size 5 --output hf_6.7b
   python -m bench.make_checkpoint --shape opt_1.3b --layers 2 --output keras_2 --format keras
 Then: opt-export --preset hf_125m --output bundle
 The same shape, layers, dtype and seed give the same weights in both formats.
@@ -58,6 +66,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dtype", choices=DTYPES, default="float32", help="of the stored weights (default: float32)"
     )
+    parser.add_argument(
+        "--max-shard-size",
+        type=float,
+        metavar="GB",
+        help="most GB (2**30 bytes) of one weights file; by default all are in a single one",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the weights (default: 0)")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     return parser
@@ -80,6 +94,7 @@ def _run(options: argparse.Namespace) -> None:
         format=options.format,
         dtype=options.dtype,
         seed=options.seed,
+        max_shard_size=options.max_shard_size,
         progress=Progress(quiet=options.quiet),
     )
     size = sum(path.stat().st_size for path in folder.iterdir())
@@ -94,6 +109,7 @@ def write_checkpoint(
     dtype: str = "float32",
     seed: int = 0,
     deviation: float = OPT_DEVIATION,
+    max_shard_size: float | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Writes a checkpoint of random weights; the folder is whole or not there.
@@ -106,13 +122,15 @@ def write_checkpoint(
         seed: same seed and sizes, same weights.
         deviation: standard deviation of the matrices. OPT's own makes models of a few dozen channels
             repeat their last token.
+        max_shard_size: most GB (2**30 bytes) of one weights file; `None` for a single one.
         progress: shows bytes; silent by default.
 
     Raises:
-        ValueError: if the folder holds something.
+        ValueError: if the folder holds something, or the shard size is not above 0.
         ExportError: if the disk has no room.
     """
     progress = progress or Progress(quiet=True)
+    check_shard_size(max_shard_size)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is not an empty folder; choose another --output")
     targets = bind_names(FORMATS[format], config)
@@ -131,7 +149,8 @@ def write_checkpoint(
 
     try:
         with atomic_folder(folder) as temporary:
-            write_weights(temporary, format, tensors, pieces())
+            most = None if max_shard_size is None else max_shard_size * GIGABYTE
+            write_weights(temporary, format, tensors, pieces(), most)
             text = json.dumps(_configuration(config, format, dtype), indent=2) + "\n"
             (temporary / "config.json").write_text(text, encoding="utf-8")
     finally:

@@ -1,6 +1,6 @@
-"""Keras's own layers run one after another, each with weights that are read when its turn comes.
+"""Keras's own layers run one after another, each weight read when it is used.
 
-It is the training forward pass, which knows no cache. Peak memory is one layer's weights and the
+It is the training forward pass, which knows no cache. Peak memory is the largest weight and the
 activations of all rows, whatever the number of layers.
 """
 
@@ -46,26 +46,52 @@ def embed(config: ModelConfig, source: WeightSource, token_ids: np.ndarray) -> A
     return tokens + _gather_rows(source, "embeddings/position_embedding/embeddings", places)
 
 
-def loaded_layers(config: ModelConfig, source: WeightSource) -> Iterator[OPTDecoderLayer]:
-    """Every decoder layer in turn, float32: the same object each time, with that layer's weights."""
-    layer = build_decoder_layer(config, "transformer_layer", dropout=0.0, dtype="float32")
-    layer.build((None, None, config.hidden_dim))
+class _ReadWhenUsed(keras.StatelessScope):
+    """Within it, a layer's variables have the values that the source gives, read at each use.
+
+    Args:
+        source: gives the values.
+        layer: whose variables.
+        name: of the layer among the weights.
+    """
+
+    def __init__(self, source: WeightSource, layer: Any, name: str) -> None:
+        super().__init__(initialize_variables=False)
+        self._source = source
+        self._names = {id(v): name + v.path.removeprefix(layer.name) for v in layer.variables}
+
+    def get_current_value(self, variable: Any) -> Any:
+        name = self._names.get(id(variable))
+        return None if name is None else ops.convert_to_tensor(read_weight(self._source, name))
+
+
+def layers(config: ModelConfig, source: WeightSource) -> Iterator[OPTDecoderLayer]:
+    """Every decoder layer in turn, float32, to be called before the next is asked for.
+
+    It is the same object each time. A call reads every weight once and keeps none.
+    """
+    with _without_values():
+        layer = build_decoder_layer(config, "transformer_layer", dropout=0.0, dtype="float32")
+        layer.build((None, None, config.hidden_dim))
     for i in range(config.num_layers):
-        for variable in layer.variables:
-            suffix = variable.path.removeprefix("transformer_layer/")
-            variable.assign(read_weight(source, f"transformer_layer_{i}/{suffix}"))
-        yield layer
+        with _ReadWhenUsed(source, layer, f"transformer_layer_{i}"):
+            yield layer
 
 
 def normalize(config: ModelConfig, source: WeightSource, x: Any) -> Any:
     """The final norm, where the model has one."""
     if not config.final_norm:
         return x
-    norm = build_layer_norm("layer_norm", config.layer_norm_epsilon, config.norm_affine, "float32")
-    norm.build(x.shape)
-    for variable in norm.variables:
-        variable.assign(read_weight(source, variable.path))
-    return norm(x)
+    with _without_values():
+        norm = build_layer_norm("layer_norm", config.layer_norm_epsilon, config.norm_affine, "float32")
+        norm.build(x.shape)
+    with _ReadWhenUsed(source, norm, "layer_norm"):
+        return norm(x)
+
+
+def _without_values() -> keras.StatelessScope:
+    """Variables that are made within it have shapes only."""
+    return keras.StatelessScope(initialize_variables=False)
 
 
 def project_out(config: ModelConfig, source: WeightSource, x: Any) -> Any:
@@ -79,7 +105,7 @@ def logits(config: ModelConfig, source: WeightSource, token_ids: np.ndarray) -> 
     """Logits of every token, float32 [rows, sequence, vocabulary]."""
     x = embed(config, source, token_ids)
     bias = causal_bias(token_ids.shape[1])
-    for layer in loaded_layers(config, source):
+    for layer in layers(config, source):
         x = layer(x, bias)
     x = project_out(config, source, normalize(config, source, x))
     blocks = source.blocks(head_table(config))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from exporter.checkpoints.readers import TensorReader
+from exporter.checkpoints.transposition import transpose_into
 from exporter.errors import CheckpointError
 from graphs.contract import ModelConfig
 
@@ -114,18 +115,20 @@ class BoundTarget:
 
     def read(self, reader: TensorReader, dtype: str = "float32") -> np.ndarray:
         """The weight's values [shape] in `dtype`."""
-        parts = []
-        for source in self.sources:
-            values = reader.read(source.name)[source.skip_rows :]
-            values = values.T if source.transpose else values
-            parts.append(values.reshape(self._part_shape))
-        if len(parts) == 1:
-            return np.ascontiguousarray(parts[0], dtype)
+        if len(self.sources) == 1 and not self.sources[0].transpose:
+            return np.ascontiguousarray(self._part(reader, self.sources[0]), dtype)
         joined = np.empty(self.shape, dtype)
-        width = self.shape[-1] // len(parts)
-        for i, part in enumerate(parts):
-            joined[..., i * width : (i + 1) * width] = part
+        width = self.shape[-1] // len(self.sources)
+        for i, source in enumerate(self.sources):
+            place = joined[..., i * width : (i + 1) * width]
+            if source.transpose:
+                transpose_into(reader.read(source.name)[source.skip_rows :], place)
+            else:
+                place[...] = self._part(reader, source)
         return joined
+
+    def _part(self, reader: TensorReader, source: BoundSource) -> np.ndarray:
+        return reader.read(source.name)[source.skip_rows :].reshape(self._part_shape)
 
     def blocks(self, reader: TensorReader, dtype: str = "float32") -> Iterator[np.ndarray]:
         """The weight's values in consecutive runs of rows, of bounded size where it is stored so."""

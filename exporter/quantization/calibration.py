@@ -25,7 +25,6 @@ ops = keras.ops
 ROW_TOKENS = 256  # at most, of a row of calibration text
 MOST_TOKENS = 2048  # of a calibration text that is used
 FEWEST_TOKENS = 64  # fewer say too little about the range of values
-BATCH_TOKENS = 512  # of rows that go through a layer together
 DEFAULT_TEXT = "calibration.txt"
 
 
@@ -108,8 +107,8 @@ def calibrate(
         By the name of the weight that the input is multiplied with: a kernel, or the head's table.
     """
     sizes = {name: 4 * math.prod(shape) for name, shape in source.shapes.items()}
-    layers = [f"transformer_layer_{i}" for i in range(config.num_layers)]
-    layer_bytes = sum(size for name, size in sizes.items() if name.startswith(f"{layers[0]}/"))
+    names = [f"transformer_layer_{i}" for i in range(config.num_layers)]
+    layer_bytes = sum(size for name, size in sizes.items() if name.startswith(f"{names[0]}/"))
     progress.phase(f"Calibrating with {token_ids.size} tokens", layer_bytes * config.num_layers)
     found: dict[str, _Accumulator] = {}
 
@@ -118,13 +117,11 @@ def calibrate(
 
     if config.embedding_dim is not None:
         observe("embeddings/project_in/kernel", layer_walk.read_tokens(source, token_ids))
-    x = ops.convert_to_numpy(layer_walk.embed(config, source, token_ids))
+    x = layer_walk.embed(config, source, token_ids)
     bias = layer_walk.causal_bias(token_ids.shape[1])
-    step = max(1, BATCH_TOKENS // token_ids.shape[1])
-    for name, layer in zip(layers, layer_walk.loaded_layers(config, source), strict=True):
+    for name, layer in zip(names, layer_walk.layers(config, source), strict=True):
         with _observed(layer, name, observe):
-            for start in range(0, len(x), step):
-                x[start : start + step] = layer(x[start : start + step], bias)
+            x = layer(x, bias)
         progress.advance(layer_bytes)
     hidden = layer_walk.normalize(config, source, x)
     if config.embedding_dim is not None:

@@ -9,13 +9,18 @@ https://arxiv.org/abs/2306.00978). Each candidate's codes get the scale that fit
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
+from runtime.threads import available_cores
+
 MIDDLE = 8  # the zero point of symmetric codes, which `MatMulNBits` takes where none is given
 LARGEST_CODE = 15
-CHUNK = 1 << 16  # weights at a time, so that what is computed of them stays in the processor's cache
+# Weights at a time and thread: few enough to stay in the processor's cache while they are worked on,
+# enough to keep the threads from waiting for each other.
+CHUNK = 1 << 17
 # What is tried of each block: its range shrunk, its zero point moved.
 SHRINKINGS = (1.0, 0.93, 0.86, 0.79)
 SHIFTS = (0, -1, 1)
@@ -58,10 +63,14 @@ def quantize_blocks(
     scales = np.empty((count, blocks), np.float32)
     zeros = np.empty((count, blocks), np.uint8)
     step = max(1, CHUNK // len(weight))
-    for start in range(0, count, step):
+
+    def quantize_part(start: int) -> None:
         part = slice(start, start + step)
         values = _pad(rows[part], blocks * block_size)
         _quantize(values, weight, symmetric, codes[part], scales[part], zeros[part])
+
+    with ThreadPoolExecutor(available_cores() or 1) as pool:
+        list(pool.map(quantize_part, range(0, count, step)))
     packed = None if symmetric else _pack(_pad(zeros, blocks + blocks % 2))
     return BlockCodes(_pack(codes), scales, packed)
 

@@ -149,8 +149,13 @@ def _dense(config: ModelConfig, name: str, start: int = 0) -> list[_Maker]:
 def _largest_weights(config: ModelConfig, source: WeightSource, name: str) -> np.ndarray:
     """The largest magnitude of the weights that each channel is multiplied with, float32."""
     if name == head_table(config):
-        return np.max([np.abs(block).max(axis=0) for block in source.blocks(name)], axis=0)
-    return np.concatenate([np.abs(block).max(axis=1) for block in source.blocks(name)])
+        return np.max([_largest(block, axis=0) for block in source.blocks(name)], axis=0)
+    return np.concatenate([_largest(block, axis=1) for block in source.blocks(name)])
+
+
+def _largest(block: np.ndarray, axis: int) -> np.ndarray:
+    """The largest magnitude along an axis, without a second block for the magnitudes."""
+    return np.maximum(block.max(axis=axis), -block.min(axis=axis))
 
 
 def _above_zero(magnitudes: np.ndarray) -> np.ndarray:

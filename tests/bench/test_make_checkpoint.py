@@ -53,6 +53,19 @@ def test_exporter_reads_it(folders, format):
     assert shapes["transformer_layer_1/output/kernel"] == (48, 32)
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_shards_hold_the_same_model(folders, tmp_path, format):
+    options = {"format": format, "deviation": DEVIATION, "max_shard_size": 40_000 / 2**30}
+    write_checkpoint(TINY, tmp_path / "shards", **options)
+    assert sum(path.stat().st_size > 10_000 for path in (tmp_path / "shards").iterdir()) > 2
+    one, other = read_weights(folders[format]), read_weights(tmp_path / "shards")
+    assert list(one) == list(other)
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+    with pytest.raises(ValueError, match="max_shard_size must be a positive number"):
+        write_checkpoint(TINY, tmp_path / "none", max_shard_size=0.0)
+
+
 def test_both_formats_hold_the_same_model(folders):
     one, other = (read_weights(folders[format]) for format in FORMATS)
     assert list(one) == list(other)

@@ -13,7 +13,6 @@ from exporter import layer_walk
 from exporter.errors import ExportError
 from exporter.opt.keras_backend import keras
 from exporter.progress import Progress
-from exporter.quantization import calibration
 from exporter.quantization.calibration import calibrate, calibration_tokens
 from exporter.weights import LiveWeights, read_weight
 from tests.exporter.conftest import TOY
@@ -76,9 +75,7 @@ def check(found, values):
     np.testing.assert_allclose(found.mean_square, (values**2).mean(axis=0), rtol=1e-4)
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 32, 10**6])  # one row at a time, two, all
-def test_statistics_are_of_the_inputs_of_the_live_model(build_model, monkeypatch, batch_tokens):
-    monkeypatch.setattr(calibration, "BATCH_TOKENS", batch_tokens)
+def test_statistics_are_of_the_inputs_of_the_live_model(build_model):
     backbone = build_model().backbone
     inputs = {}
     for layer in backbone.transformer_layers:
@@ -117,6 +114,19 @@ def test_projections_and_an_untied_head():
     states = np.linalg.lstsq(read_weight(source, "head/embeddings"), logits.reshape(-1, 288).T)[0].T
     np.testing.assert_allclose(head.maximum, states.max(axis=0), rtol=1e-3, atol=1e-4)
     assert found["project_out/kernel"].maximum.shape == (TOY.hidden_dim,)
+
+
+def test_every_layer_weight_is_read_once_and_one_at_a_time():
+    read = []
+
+    class Counted(DrawnWeights):
+        def blocks(self, name):
+            read.append(name)
+            return super().blocks(name)
+
+    calibrate(TOY, Counted(TOY), TOKENS, Progress(quiet=True))
+    layers = [name for name in read if name.startswith("transformer_layer")]
+    assert len(set(layers)) == len(layers) == 12 * TOY.num_layers
 
 
 def test_progress_is_told_of_every_layer():
