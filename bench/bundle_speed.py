@@ -28,7 +28,7 @@ class Settings:
         prompt_tokens, new_tokens: of each row; at least two new ones, as prefill gives the first.
         batches: batch sizes.
         trials: of each batch size, not counting the one that warms up.
-        threads, device: as `runtime.session.SessionDecoder` takes them.
+        threads, device, packed_weights: as `runtime.session.SessionDecoder` takes them.
         seed: of the random prompts.
     """
 
@@ -38,6 +38,7 @@ class Settings:
     trials: int = 5
     threads: int | None = None
     device: str = "auto"
+    packed_weights: bool = True
     seed: int = 0
 
 
@@ -154,7 +155,12 @@ def measure_bundle(
     started = time.perf_counter()
     bundle = load_bundle(folder)
     check_room(bundle.manifest.model, settings.prompt_tokens, settings.new_tokens)
-    decoder = SessionDecoder(bundle, device=settings.device, threads=settings.threads)
+    decoder = SessionDecoder(
+        bundle,
+        device=settings.device,
+        threads=settings.threads,
+        packed_weights=settings.packed_weights,
+    )
     load_seconds = time.perf_counter() - started
     prompt = _prompts(np.random.default_rng(settings.seed), decoder, 1, settings)
     first_seconds = time_generation(decoder, prompt, 1).prefill_seconds

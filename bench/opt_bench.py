@@ -56,6 +56,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument(
+        "--no-packed-weights",
+        action="store_true",
+        help="pack the weights in memory at every start and write nothing beside the bundle",
+    )
+    parser.add_argument(
         "--json", metavar="FILE", help="write all figures to a file; - prints JSON and no table"
     )
     return parser
@@ -76,6 +81,7 @@ def _run(options: argparse.Namespace) -> None:
         trials=options.trials,
         threads=options.threads,
         device=options.device,
+        packed_weights=not options.no_packed_weights,
         seed=options.seed,
     )
     report = measure_bundle(options.bundle, settings, print_progress)
