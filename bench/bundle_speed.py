@@ -38,8 +38,8 @@ class Settings:
     trials: int = 5
     threads: int | None = None
     device: str = "auto"
-    packed_weights: bool = True
     seed: int = 0
+    packed_weights: bool = True
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,7 @@ def quantize_bundle(source: Path, target: Path) -> Manifest:
             precision="int8",
             graphs=entries,
             weights=FileEntry.of(folder / WEIGHTS_FILE),
+            probe=None,  # the result of a run with the weights as they were
             source={**manifest.source, "quantization": "onnxruntime.quantization.quantize_dynamic"},
         )
         made.write(folder)
@@ -93,7 +94,9 @@ def _quantized(graph: Path) -> onnx.ModelProto:
     with tempfile.TemporaryDirectory(prefix="opt-dynamic-") as temporary:
         path = Path(temporary, graph.name)
         quantize_dynamic(graph, path, use_external_data_format=True)
-        return onnx.load(path)
+        model = onnx.load(path)
+    del model.metadata_props[:]  # which only says what quantized it
+    return model
 
 
 class _WeightsFile:

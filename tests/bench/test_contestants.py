@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from bench.contestants import choose_contestants, choose_systems, name_bundles
 from bench.workers.systems import OURS, PRECISIONS, SYSTEMS, bundle_system
 from graphs import manifest
+from tests.runtime.toy import edit_manifest
 
 
 def names(*arguments):
@@ -70,9 +70,7 @@ def bundle_of(toy_bundle, tmp_path, monkeypatch):
         folder = tmp_path / name
         folder.mkdir(parents=True)
         shutil.copy(toy_bundle / "manifest.json", folder)
-        path = folder / "manifest.json"
-        values = {**json.loads(path.read_text()), "precision": precision}
-        path.write_text(json.dumps(values))
+        edit_manifest(folder, lambda values: values.update(precision=precision))
         return folder
 
     return make

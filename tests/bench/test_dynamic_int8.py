@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 
 import numpy as np
@@ -14,6 +13,7 @@ from bench.quality import measure_quality
 from graphs.contract import Phase
 from runtime.bundle import load_bundle
 from runtime.session import SessionDecoder
+from tests.runtime.toy import edit_manifest
 
 
 def test_bundle(toy_bundle, decoder, tmp_path, capsys):
@@ -42,9 +42,7 @@ def test_bundle(toy_bundle, decoder, tmp_path, capsys):
 
 
 def test_another_kind_of_bundle(toy_bundle_copy, tmp_path, capsys):
-    path = toy_bundle_copy / "manifest.json"
-    values = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**values, "target": "cpu"}), encoding="utf-8")
+    edit_manifest(toy_bundle_copy, lambda values: values.update(target="cpu"))
     assert main([str(toy_bundle_copy), str(tmp_path / "dynamic")]) == 2
     assert (
         f"{toy_bundle_copy} is fp32 for cpu; make a bundle with: opt-export" in capsys.readouterr().err

@@ -162,6 +162,7 @@ def test_report_names_bundle_settings_and_system(toy_bundle):
         "threads": 1,
         "device": "cpu",
         "seed": 0,
+        "packed_weights": True,
     }
     assert [batch["batch"] for batch in values["batches"]] == [1, 3]
     for batch in values["batches"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 
@@ -14,6 +13,7 @@ from bench.perplexity import main, measure_perplexity
 from exporter.presets.text_rows import pack_rows
 from graphs.contract import ModelConfig
 from runtime.decoder import StepOutput
+from tests.runtime.toy import edit_manifest
 
 TEXT = "the king ate in the inn; the inn ate the king. Zoë, café: 😀\n" * 6
 
@@ -162,9 +162,7 @@ def test_bad_input(toy_bundle, tmp_path, capsys, content, options, message):
 
 
 def test_bundle_without_tokenizer(toy_bundle_copy, capsys):
-    path = toy_bundle_copy / "manifest.json"
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**manifest, "tokenizer": []}), encoding="utf-8")
+    edit_manifest(toy_bundle_copy, lambda values: values.update(tokenizer=[]))
     assert main([str(toy_bundle_copy)]) == 2
     error = capsys.readouterr().err
     assert error == f"perplexity: {toy_bundle_copy} has no tokenizer, which text needs\n"

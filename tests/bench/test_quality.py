@@ -18,6 +18,7 @@ from graphs.contract import ModelConfig
 from graphs.manifest import FileEntry
 from runtime.bundle import load_bundle
 from runtime.decoder import StepOutput
+from tests.runtime.toy import edit_manifest
 
 TEXT = "the king ate in the inn; the inn ate the king. Zoë, café: 😀\n" * 6
 
@@ -195,9 +196,7 @@ def test_bad_options(toy_bundle, text, capsys, options, message):
 
 
 def altered(folder, **values):
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**manifest, **values}), encoding="utf-8")
+    edit_manifest(folder, lambda manifest: manifest.update(values))
     return load_bundle(folder)
 
 
@@ -206,7 +205,7 @@ def test_bundles_that_cannot_be_compared(toy_bundle_copy, bundle, tmp_path):
     without = altered(shutil.copytree(toy_bundle_copy, tmp_path / "without"), tokenizer=[])
     with pytest.raises(ValueError, match="without has no tokenizer, which text needs"):
         check_comparable("without", without, bundle)
-    model = {**manifest["model"], "num_layers": 3}
+    model = {**manifest["model"], "max_sequence_length": 60}
     larger = altered(shutil.copytree(toy_bundle_copy, tmp_path / "larger"), model=model)
     with pytest.raises(ValueError, match="larger and the reference hold models of different sizes"):
         check_comparable("larger", larger, bundle)
