@@ -21,9 +21,10 @@ LARGEST_CODE = 15
 # Weights at a time and thread: few enough to stay in the processor's cache while they are worked on,
 # enough to keep the threads from waiting for each other.
 CHUNK = 1 << 17
-# What is tried of each block: its range shrunk, its zero point moved.
-SHRINKINGS = (1.0, 0.93, 0.86, 0.79)
-SHIFTS = (0, -1, 1)
+# What is tried of each block: its zero point moved, its range shrunk. (0, 1) is rounding to nearest.
+# Four ranges for each of the three zero points make the squared error 1 % smaller and take twice as long.
+CANDIDATES = ((0, 1.0), (0, 0.9), (-1, 0.92), (1, 0.92), (-1, 0.84), (1, 0.84))
+SYMMETRIC_CANDIDATES = ((0, 1.0), (0, 0.93), (0, 0.86), (0, 0.79))
 
 
 class BlockCodes(NamedTuple):
@@ -110,20 +111,19 @@ def _quantize(
     weighted = values * weights
     best = np.full(values.shape[1], -1.0, np.float32)
     scale, zero = np.ones_like(best), np.full_like(best, MIDDLE)
-    for shift in (0,) if symmetric else SHIFTS:
+    for shift, shrinking in SYMMETRIC_CANDIDATES if symmetric else CANDIDATES:
         shifted = np.clip(points + shift, 0, LARGEST_CODE)
-        for shrinking in SHRINKINGS:
-            quotients = _round(values, steps * np.float32(shrinking), shifted)
-            # Least squares gives these codes their scale; what it explains is what error it saves.
-            along = np.einsum("ij,ij->j", weighted, quotients)
-            quotients *= quotients
-            square = np.einsum("ij,ij->j", weights, quotients)
-            fitted = along / np.maximum(square, np.float32(1e-30))
-            explained = along * fitted
-            better = explained > best
-            best[better] = explained[better]
-            scale[better] = fitted[better]
-            zero[better] = shifted[better]
+        quotients = _round(values, steps * np.float32(shrinking), shifted)
+        # Least squares gives these codes their scale; what it explains is what error it saves.
+        along = np.einsum("ij,ij->j", weighted, quotients)
+        quotients *= quotients
+        square = np.einsum("ij,ij->j", weights, quotients)
+        fitted = along / np.maximum(square, np.float32(1e-30))
+        explained = along * fitted
+        better = explained > best
+        best[better] = explained[better]
+        scale[better] = fitted[better]
+        zero[better] = shifted[better]
     scale[scale == 0] = 1
     quotients = _round(values, scale, zero) + zero
     codes[...] = quotients.T.reshape(codes.shape)
