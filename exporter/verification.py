@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from exporter.errors import ExportError
 from exporter.weights import WeightSource
 from graphs.checks import check_graph
 from graphs.contract import ModelConfig, Phase
-from graphs.manifest import Manifest, read_manifest
+from graphs.manifest import Manifest, Probe, read_manifest
 
 # Of the logits' standard deviation: the largest difference in float32, where only the order of sums
 # differs; the root of the mean square of all of them where weights were quantized.
@@ -70,11 +71,13 @@ class LogitsComparison:
         difference: the maximum absolute one over the standard deviation of Keras's logits.
         mean_difference: the root of their mean square over it.
         peak_memory_bytes: of the process that ran the bundle.
+        probe: what that process ran for the manifest.
     """
 
     difference: float
     mean_difference: float
     peak_memory_bytes: int
+    probe: Probe | None
 
 
 def verify_logits(
@@ -100,8 +103,9 @@ def verify_logits(
     wanted = np.stack(
         [expected[i, n - 1 : n + steps] for i, n in enumerate(lengths)]
     )  # [rows, 1 + steps, vocabulary]
-    found, peak_memory = _bundle_logits(folder, token_ids, lengths, steps)
-    errors = np.abs(wanted - found) / wanted.std()
+    request = {"token_ids": token_ids.tolist(), "prompt_lengths": lengths, "steps": steps}
+    found = _run(folder, request)
+    errors = np.abs(wanted - found["logits"]) / wanted.std()
     largest, mean = float(errors.max()), float(np.sqrt(np.square(errors).mean()))
     quantized = QUANTIZED_TOLERANCES.get(precision)
     tolerance, difference = (TOLERANCE, largest) if quantized is None else (quantized, mean)
@@ -110,14 +114,27 @@ def verify_logits(
             f"the written bundle failed verification: its logits differ from Keras's by "
             f"{difference:.2e} of their standard deviation; at most {tolerance} is allowed"
         )
-    return LogitsComparison(largest, mean, peak_memory)
+    return LogitsComparison(largest, mean, int(found["peak_memory_bytes"]), _probe(found))
 
 
-def _bundle_logits(
-    folder: Path, token_ids: np.ndarray, lengths: list[int], steps: int
-) -> tuple[np.ndarray, int]:
-    """What a serving process computes, float32 [rows, 1 + steps, vocabulary]; its peak memory."""
-    request = {"token_ids": token_ids.tolist(), "prompt_lengths": lengths, "steps": steps}
+def run_probe(folder: Path) -> Probe | None:
+    """Runs a bundle that has nothing to be compared with, in a process of its own.
+
+    Raises:
+        ExportError: if it cannot be run.
+    """
+    return _probe(_run(folder, None))
+
+
+def _probe(answer: Mapping[str, np.ndarray]) -> Probe | None:
+    values = json.loads(str(answer["probe"]))
+    if values is None:
+        return None
+    return Probe.from_dict(values)
+
+
+def _run(folder: Path, request: Mapping[str, object] | None) -> Mapping[str, np.ndarray]:
+    """What a serving process computes; see `runtime.probe`."""
     result = subprocess.run(
         [sys.executable, "-m", "runtime.probe", str(folder)],
         input=json.dumps(request).encode(),
@@ -129,4 +146,4 @@ def _bundle_logits(
         told = result.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
         raise ExportError(f"the written bundle failed verification: it does not run. {told[-1]}")
     with np.load(io.BytesIO(result.stdout), allow_pickle=False) as answer:
-        return answer["logits"], int(answer["peak_memory_bytes"])
+        return dict(answer)

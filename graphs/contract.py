@@ -24,6 +24,18 @@ HIDDEN_STATES = "hidden_states"
 # and Gimpel, 2016, https://arxiv.org/abs/1606.08415).
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")
 
+# The largest sizes that are taken for a model's: several times those of any that there is. A file that
+# asks for more is damaged or meant to fill memory.
+MAX_SIZES = {
+    "vocabulary_size": 2**24,
+    "num_layers": 1024,
+    "num_heads": 2**12,
+    "hidden_dim": 2**17,
+    "intermediate_dim": 2**20,
+    "max_sequence_length": 2**24,
+    "embedding_dim": 2**17,
+}
+
 Dimension = int | str
 
 
@@ -164,7 +176,9 @@ def _check_field(name: str, value: object, default: object) -> None:
     elif name == "embedding_dim" and value is None:
         return
     elif not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r:.200}")
+    elif value > MAX_SIZES[name]:
+        raise ValueError(f"{name} must be at most {MAX_SIZES[name]}, got {value!r:.200}")
 
 
 def past_names(layer: int) -> tuple[str, str]:

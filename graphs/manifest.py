@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from graphs.contract import CONTRACT_REVISION, ModelConfig, Phase
+from graphs.plain_files import hash_file, is_plain, read_plain
+from graphs.sealed_json import SEAL, SealError, check_seal, seal, unseal
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = "opt-onnx-bundle"
 PRECISIONS = ("fp32", "int8", "int4")
 TARGETS = ("portable", "cpu")
 CACHE_DTYPES = ("float32",)
-_HASH_BLOCK = 1024 * 1024
+# Of the files that are read whole; the largest that are known take a twentieth of it.
+MAX_MANIFEST_BYTES = 1024**2
+MAX_GRAPH_BYTES = 16 * 1024**2
+MAX_TOKENIZER_BYTES = 64 * 1024**2
+BITS_OF_A_WEIGHT = 4  # at least
 
 
 class ManifestError(ValueError):
@@ -34,8 +39,9 @@ class FileEntry:
 
     def __post_init__(self) -> None:
         plain = isinstance(self.name, str) and self.name not in ("", ".", "..")
+        plain = plain and self.name.isprintable()  # an error that names it must be one that prints
         if not plain or any(mark in self.name for mark in "/\\\0:"):
-            raise ManifestError(f"a bundle's files have plain names, got {self.name!r}")
+            raise ManifestError(f"a bundle's files have plain names, got {ascii(self.name)}")
         if type(self.size) is not int or self.size < 0:
             raise ManifestError(f"{self.name}: the size must be a whole number, got {self.size!r}")
         if not isinstance(self.sha256, str) or not re.fullmatch("[0-9a-f]{64}", self.sha256):
@@ -49,16 +55,56 @@ class FileEntry:
     def check_size(self, folder: Path) -> None:
         """Raises `ManifestError` if the file is missing, is no regular file, or has another size."""
         path = folder / self.name
-        if path.is_symlink() or not path.is_file():
-            raise ManifestError(f"{path} is missing")
+        if not is_plain(path):
+            raise ManifestError(f"{path} is missing or no regular file")
         size = path.stat().st_size
         if size != self.size:
             raise ManifestError(f"{path} was altered: it has {size} bytes, not {self.size}")
 
     def check_hash(self, folder: Path) -> None:
         """Raises `ManifestError` if the file's content has another hash."""
-        if hash_file(folder / self.name) != self.sha256:
-            raise ManifestError(f"{folder / self.name} was altered: its SHA-256 is another")
+        self.check_digest(folder, hash_file(folder / self.name))
+
+    def check_digest(self, folder: Path, digest: str) -> None:
+        """Raises `ManifestError` if a hash of the file's content is not this one."""
+        if digest != self.sha256:
+            raise ManifestError(
+                f"{folder / self.name} was altered: its SHA-256 is another; copy or export it again"
+            )
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A short greedy run of the bundle, to be repeated where it is checked.
+
+    Attributes:
+        prompt: token ids.
+        token_ids: what follows, each the token of the largest logit.
+        logits: of each of them at its step.
+        tolerance: of the logits; another CPU sums in another order.
+    """
+
+    prompt: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    logits: tuple[float, ...]
+    tolerance: float
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Probe:
+        """Reads what JSON made of it."""
+        plain: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+        return cls(**plain)
+
+    def check(self, model: ModelConfig) -> None:
+        """Raises `ManifestError` if the model cannot have made it."""
+        ids = [*self.prompt, *self.token_ids]
+        known = all(type(token) is int and 0 <= token < model.vocabulary_size for token in ids)
+        numbers = [*self.logits, self.tolerance]
+        finite = all(isinstance(number, float) and math.isfinite(number) for number in numbers)
+        counts = len(self.prompt) > 0 and 0 < len(self.token_ids) == len(self.logits)
+        fits = len(ids) <= model.max_sequence_length
+        if not (known and finite and counts and fits and self.tolerance > 0):
+            raise ManifestError("probe is not valid: it is no run of the model")
 
 
 @dataclass(frozen=True)
@@ -86,6 +132,7 @@ class Manifest:
         source: where the weights came from, for people.
         versions: of the packages that wrote the bundle, for people.
         contract_revision: see `graphs.contract`.
+        probe: a run to compare with; `None` if the export was told to verify nothing.
     """
 
     model: ModelConfig
@@ -99,6 +146,7 @@ class Manifest:
     source: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     contract_revision: int = CONTRACT_REVISION
+    probe: Probe | None = None
 
     @property
     def files(self) -> list[FileEntry]:
@@ -111,10 +159,9 @@ class Manifest:
         return sum(entry.size for entry in self.files)
 
     def write(self, folder: Path) -> None:
-        """Writes `manifest.json`."""
+        """Writes `manifest.json`, which ends with the hash of itself."""
         values = {"format": FORMAT, **asdict(self), "model": self.model.to_dict()}
-        text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-        (folder / MANIFEST_FILE).write_text(text, encoding="utf-8")
+        (folder / MANIFEST_FILE).write_bytes(seal(values).encode())
 
     def check_files(self, folder: Path, *, weights_hash: bool) -> None:
         """Compares the files with the manifest: sizes and hashes, the weights' hash if asked for.
@@ -129,15 +176,6 @@ class Manifest:
                 entry.check_hash(folder)
 
 
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_HASH_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def read_manifest(folder: Path) -> Manifest:
     """Reads a bundle's manifest.
 
@@ -146,16 +184,18 @@ def read_manifest(folder: Path) -> Manifest:
             incomplete or not valid.
     """
     path = folder / MANIFEST_FILE
-    if not path.is_file():
+    if not is_plain(path):
         what = "has no manifest.json" if folder.is_dir() else "does not exist"
         raise ManifestError(
             f"{folder} is no bundle: it {what}. Make one with: opt-export --preset NAME --output DIR"
         )
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ManifestError(f"{path} is not JSON: {error}") from None
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        data = read_plain(path, MAX_MANIFEST_BYTES)
+        values = unseal(data)
+    except (OSError, SealError) as error:
+        told = str(error).removeprefix(f"{path} ")
+        raise ManifestError(f"{path} {told}; copy the bundle or export it again") from None
+    if values.get("format") != FORMAT:
         raise ManifestError(f"{path} is not the manifest of a bundle (format {FORMAT!r})")
     revision = values.get("contract_revision")
     if revision != CONTRACT_REVISION:
@@ -163,6 +203,10 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder} follows revision {revision} of the graph contract and this runtime revision "
             f"{CONTRACT_REVISION}: export it again with this version, or use the version that wrote it"
         )
+    try:
+        check_seal(values, data)
+    except SealError as error:
+        raise ManifestError(f"{path} {error}; copy the bundle or export it again") from None
     try:
         return _parse(values)
     except ManifestError as error:
@@ -174,6 +218,9 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _parse(values: dict[str, Any]) -> Manifest:
+    surplus = sorted(set(values) - {field.name for field in fields(Manifest)} - {"format", SEAL})
+    if surplus:
+        raise ManifestError(f"unknown names {surplus}")
     for name, allowed in (
         ("precision", PRECISIONS),
         ("target", TARGETS),
@@ -207,8 +254,32 @@ def _parse(values: dict[str, Any]) -> Manifest:
         generation=generation,
         source=dict(values["source"]),
         versions=dict(values["versions"]),
+        probe=_parse_probe(values["probe"], model),
     )
     names = [entry.name for entry in manifest.files]
     if len(set(names)) != len(names):
         raise ManifestError(f"files are named twice: {names}")
+    _check_sizes(manifest)
     return manifest
+
+
+def _parse_probe(values: Any, model: ModelConfig) -> Probe | None:
+    if values is None:
+        return None
+    probe = Probe.from_dict(values)
+    probe.check(model)
+    return probe
+
+
+def _check_sizes(manifest: Manifest) -> None:
+    """What is made in memory for a model, its cache for one, is bounded by the size of its files."""
+    model, weights = manifest.model, manifest.weights
+    if model.num_parameters * BITS_OF_A_WEIGHT > weights.size * 8:
+        raise ManifestError(
+            f"a model of {model.num_parameters} parameters cannot be in the {weights.size} bytes of "
+            f"{weights.name}"
+        )
+    graphs = [(entry, MAX_GRAPH_BYTES) for entry in manifest.graphs.values()]
+    for entry, most in [*graphs, *((entry, MAX_TOKENIZER_BYTES) for entry in manifest.tokenizer)]:
+        if entry.size > most:
+            raise ManifestError(f"{entry.name} has {entry.size} bytes, and such a file may have {most}")

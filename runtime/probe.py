@@ -1,24 +1,27 @@
 """`python -m runtime.probe BUNDLE`: logits of a bundle for given tokens, for verification.
 
-Reads a JSON request from standard input: `token_ids` [rows, length], `prompt_lengths` [rows] and
-`steps`. Each row's prompt is its first tokens; its next `steps` tokens follow one by one. Writes the
-logits after the prompt and after each step, float32 [rows, 1 + steps, vocabulary], and the process's
-peak memory to standard output in NumPy's `.npz` format.
+Reads a JSON request from standard input: nothing, or `token_ids` [rows, length], `prompt_lengths`
+[rows] and `steps`. Each row's prompt is its first tokens; its next `steps` tokens follow one by one.
+Writes to standard output in NumPy's `.npz` format: of such a request the `logits` after the prompt and
+after each step, float32 [rows, 1 + steps, vocabulary]; `probe`, the JSON of what
+`runtime.stored_probe` makes; and the process's peak memory.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.bundle import load_bundle
+from graphs.manifest import read_manifest
 from runtime.decoder import Decoder
 from runtime.memory import peak_memory_bytes
-from runtime.session import SessionDecoder
+from runtime.stored_probe import make_probe, open_for_probe
 
 
 def teacher_forced_logits(
@@ -49,15 +52,18 @@ def teacher_forced_logits(
 def main() -> None:
     """The command."""
     request = json.load(sys.stdin)
-    # Not packed on disk: the bundle that is being verified is not in its place yet.
-    decoder = SessionDecoder(load_bundle(Path(sys.argv[1])), device="cpu", packed_weights=False)
-    logits = teacher_forced_logits(
-        decoder,
-        np.array(request["token_ids"], np.int64),
-        np.array(request["prompt_lengths"], np.int32),
-        int(request["steps"]),
-    )
-    np.savez(sys.stdout.buffer, logits=logits, peak_memory_bytes=np.int64(peak_memory_bytes()))
+    folder = Path(sys.argv[1])
+    decoder = open_for_probe(folder)
+    probe = make_probe(decoder, read_manifest(folder).precision)
+    answer: dict[str, Any] = {"probe": json.dumps(None if probe is None else asdict(probe))}
+    if request:
+        answer["logits"] = teacher_forced_logits(
+            decoder,
+            np.array(request["token_ids"], np.int64),
+            np.array(request["prompt_lengths"], np.int32),
+            int(request["steps"]),
+        )
+    np.savez(sys.stdout.buffer, peak_memory_bytes=np.int64(peak_memory_bytes()), **answer)
 
 
 if __name__ == "__main__":

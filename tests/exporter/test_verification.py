@@ -11,6 +11,7 @@ import pytest
 from exporter import export, export_bundle
 from exporter.errors import ExportError
 from graphs.manifest import read_manifest
+from runtime.stored_probe import check_probe, make_probe, open_for_probe
 from tests.exporter.export_helpers import (
     FILES,
     fails,
@@ -105,6 +106,19 @@ def test_graph_verification_does_not_look_at_logits(toy_preset, tmp_path, monkey
     assert export_bundle(toy_preset, tmp_path / "c").comparison is None
     with pytest.raises(ExportError, match="its logits differ"):
         export_bundle(toy_preset, tmp_path / "d", verify="full")
+
+
+def test_what_is_run_is_stored(toy_preset, tmp_path):
+    for verify in ("full", "graph", "none"):
+        export_bundle(toy_preset, tmp_path / verify, verify=verify)
+    full, graph, none = (read_manifest(tmp_path / name).probe for name in ("full", "graph", "none"))
+    assert full == graph
+    assert none is None
+    assert full.prompt == tuple(range(18, 288, 36))
+    assert len(full.token_ids) == len(full.logits) == 8
+    decoder = open_for_probe(tmp_path / "none")
+    assert make_probe(decoder, "fp32") == full
+    assert check_probe(decoder, full) == 0.0
 
 
 def break_graph(change):

@@ -13,6 +13,7 @@ import pytest
 from graphs.contract import (
     ACTIVATIONS,
     CONTRACT_REVISION,
+    MAX_SIZES,
     ModelConfig,
     Phase,
     TensorSpec,
@@ -284,3 +285,12 @@ def test_phases() -> None:
     assert Phase("decode") is Phase.DECODE
     with pytest.raises(ValueError, match="'train' is not a valid Phase"):
         Phase("train")
+
+
+@pytest.mark.parametrize("name", sorted(MAX_SIZES))
+def test_sizes_have_bounds_before_anything_is_allocated(name: str) -> None:
+    most = MAX_SIZES[name]
+    others = {"hidden_dim": 2**12} if name == "num_heads" else {}
+    assert getattr(ModelConfig(**{**SIZES, **others, name: most}), name) == most
+    with pytest.raises(ValueError, match=f"{name} must be at most {most}, got {2 * most}"):
+        ModelConfig(**{**SIZES, name: 2 * most})

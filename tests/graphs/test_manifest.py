@@ -20,9 +20,11 @@ from graphs.manifest import (
     GenerationDefaults,
     Manifest,
     ManifestError,
-    hash_file,
+    Probe,
     read_manifest,
 )
+from graphs.plain_files import hash_file
+from graphs.sealed_json import seal
 
 HASH = "0123456789abcdef" * 4
 
@@ -37,11 +39,12 @@ MANIFEST = Manifest(
     target="portable",
     cache_dtype="float32",
     graphs={Phase.PREFILL: entry("prefill.onnx", 7), Phase.DECODE: entry("decode.onnx", 6)},
-    weights=entry("weights.bin", 0),
+    weights=entry("weights.bin", 98304),
     tokenizer=(entry("vocabulary.json"), entry("merges.txt")),
     generation=GenerationDefaults(48, {"class_name": "TopKSampler", "config": {"k": 5}}),
     source={"preset": "Zoë"},
     versions={"keras": "3.15.1"},
+    probe=Probe((5, 299), (7, 0), (1.5, -2.0), 0.001),
 )
 
 
@@ -63,7 +66,7 @@ def values() -> dict[str, Any]:
             "prefill": {"name": "prefill.onnx", "size": 7, "sha256": HASH},
             "decode": {"name": "decode.onnx", "size": 6, "sha256": HASH},
         },
-        "weights": {"name": "weights.bin", "size": 0, "sha256": HASH},
+        "weights": {"name": "weights.bin", "size": 98304, "sha256": HASH},
         "tokenizer": [
             {"name": "vocabulary.json", "size": 5, "sha256": HASH},
             {"name": "merges.txt", "size": 5, "sha256": HASH},
@@ -75,12 +78,23 @@ def values() -> dict[str, Any]:
         "source": {"preset": "Zoë"},
         "versions": {"keras": "3.15.1"},
         "contract_revision": CONTRACT_REVISION,
+        "probe": {
+            "prompt": [5, 299],
+            "token_ids": [7, 0],
+            "logits": [1.5, -2.0],
+            "tolerance": 0.001,
+        },
     }
 
 
 def read(folder: Path, manifest: Any) -> Manifest:
-    (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    (folder / "manifest.json").write_text(sealed(manifest), "utf-8")
     return read_manifest(folder)
+
+
+def sealed(manifest: Any) -> str:
+    """The manifest's text as one writes it who alters it on purpose."""
+    return seal(manifest) if isinstance(manifest, dict) else json.dumps(manifest)
 
 
 def changed(place: str, value: Any) -> dict[str, Any]:
@@ -102,7 +116,11 @@ def changed(place: str, value: Any) -> dict[str, Any]:
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     MANIFEST.write(tmp_path)
-    assert json.loads((tmp_path / "manifest.json").read_text("utf-8")) == values()
+    data = (tmp_path / "manifest.json").read_bytes()
+    without, _, rest = data.partition(b',\n  "sha256": "')
+    digest = hashlib.sha256(without + b"\n}\n").hexdigest()
+    assert rest.decode() == f'{digest}"\n}}\n'
+    assert json.loads(data) == {**values(), "sha256": digest}
     assert read_manifest(tmp_path) == MANIFEST
     assert "Zoë" in (tmp_path / "manifest.json").read_text("utf-8")
 
@@ -138,7 +156,7 @@ def test_a_model_with_switches(tmp_path: Path) -> None:
 def test_files_and_their_size() -> None:
     names = ["prefill.onnx", "decode.onnx", "weights.bin", "vocabulary.json", "merges.txt"]
     assert [file.name for file in MANIFEST.files] == names
-    assert MANIFEST.total_bytes == 7 + 6 + 0 + 5 + 5
+    assert MANIFEST.total_bytes == 7 + 6 + 98304 + 5 + 5
 
 
 # === Malformed ===
@@ -215,6 +233,34 @@ BAD: list[tuple[str, Any, str]] = [
     ("tokenizer.1", "merges.txt", "is not valid"),
     ("tokenizer.1.name", "../merges.txt", "a bundle's files have plain names, got '../merges.txt'"),
     ("tokenizer.1.name", "vocabulary.json", "files are named twice"),
+    ("weights.size", 100, "a model of 28800 parameters cannot be in the 100 bytes of weights.bin"),
+    ("model.vocabulary_size", 2**24, "a model of .* parameters cannot be in the 98304 bytes"),
+    ("model.num_layers", 1024, "a model of .* parameters cannot be in the 98304 bytes"),
+    (
+        "graphs.decode.size",
+        2**24 + 1,
+        "decode.onnx has 16777217 bytes, and such a file may have 16777216",
+    ),
+    ("tokenizer.0.size", 2**40, "vocabulary.json has 1099511627776 bytes, and such a file may have"),
+    ("comment", "text", r"unknown names \['comment'\]"),
+    ("probe", ..., "lacks the value 'probe'"),
+    ("probe", 5, "is not valid"),
+    ("probe", {}, "is not valid"),
+    ("probe.token_ids", 7, "is not valid"),
+    *(
+        (f"probe.{name}", value, "probe is not valid: it is no run of the model")
+        for name, value in (
+            ("prompt", []),
+            ("prompt", [300]),
+            ("prompt", [-1]),
+            ("prompt", [True]),
+            ("prompt", [5] * 63),
+            ("token_ids", [7]),
+            ("logits", [1, 2]),
+            ("tolerance", 0.0),
+            ("tolerance", "1"),
+        )
+    ),
     ("source", ..., "lacks the value 'source'"),
     ("source", 5, "is not valid"),
     ("versions", ..., "lacks the value 'versions'"),
@@ -246,7 +292,7 @@ def test_bytes_that_are_not_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("manifest", [None, 5, "text", [], [values()]])
 def test_json_that_is_no_object(tmp_path: Path, manifest: Any) -> None:
-    with pytest.raises(ManifestError, match="is not the manifest of a bundle"):
+    with pytest.raises(ManifestError, match=r"manifest\.json is no object of JSON"):
         read(tmp_path, manifest)
 
 
@@ -255,6 +301,45 @@ def test_no_manifest(tmp_path: Path) -> None:
         read_manifest(tmp_path)
     with pytest.raises(ManifestError, match=r"is no bundle: it does not exist"):
         read_manifest(tmp_path / "nowhere")
+
+
+# === The manifest's own hash ===
+
+
+def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
+    MANIFEST.write(tmp_path)
+    path = tmp_path / "manifest.json"
+    data = path.read_bytes()
+    for position in range(len(data)):
+        for bit in range(8):
+            flipped = bytearray(data)
+            flipped[position] ^= 1 << bit
+            path.write_bytes(flipped)
+            with pytest.raises(ManifestError):
+                read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text + " ", "was altered: its SHA-256 is another"),
+        (lambda text: text.replace("\n", "\r\n"), "was altered: its SHA-256 is another"),
+        (lambda text: text.replace('"fp32"', '"f\\u00702"'), "was altered: its SHA-256 is another"),
+        (lambda text: text.replace('"fp32"', '"\\ud800"'), "was altered: its SHA-256 is another"),
+        (lambda text: text.replace('"sha256": "', '"sha256": "0'), "was altered|64 digits"),
+        (lambda text: json.dumps(values()), "has no SHA-256 of its own; copy the bundle or export"),
+        (lambda text: text.replace("1.5", "NaN"), "is not JSON: it holds the number NaN"),
+        (lambda text: text + " " * 2**20, "is larger than 1048576 bytes"),
+    ],
+)
+def test_text_that_write_would_not_give(
+    tmp_path: Path, change: Callable[[str], str], message: str
+) -> None:
+    MANIFEST.write(tmp_path)
+    path = tmp_path / "manifest.json"
+    path.write_bytes(change(path.read_text("utf-8")).encode())
+    with pytest.raises(ManifestError, match=message):
+        read_manifest(tmp_path)
 
 
 # === Anything at all ===
@@ -389,7 +474,7 @@ def test_an_altered_file(file: Path) -> None:
     with pytest.raises(ManifestError, match=r"weights\.bin was altered: it has 6 bytes, not 7"):
         found.check_size(file.parent)
     file.unlink()
-    with pytest.raises(ManifestError, match=r"weights\.bin is missing"):
+    with pytest.raises(ManifestError, match=r"weights\.bin is missing or no regular file"):
         found.check_size(file.parent)
 
 

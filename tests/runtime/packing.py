@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from runtime.bundle import load_bundle
-from runtime.packed_weights import DATA_FILE, INFO_FILE, MODEL_FILE
+from runtime.pack_folder import DATA_FILE, INFO_FILE, MODEL_FILE
 from runtime.session import SessionDecoder
 from tests.runtime.toy import HIDDEN, approve, edit_manifest, flip_byte
 
@@ -19,7 +20,7 @@ PROMPT = [2, 5, 77, 130, 9]
 PROGRAM = """\
 import logging, sys, time
 from pathlib import Path
-from runtime import packed_weights, session
+from runtime import pack_folder, packed_weights, session_opener
 from tests.runtime.packing import logits
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 {change}
@@ -47,8 +48,8 @@ def alter_weights(folder: Path, token: int = PROMPT[0]) -> None:
     approve(folder, "weights.bin")
 
 
-def open_decoder(folder: Path, **options: Any) -> SessionDecoder:
-    return SessionDecoder(load_bundle(folder), device="cpu", threads=1, **options)
+def open_decoder(folder: Path, *, verify: bool = False, **options: Any) -> SessionDecoder:
+    return SessionDecoder(load_bundle(folder, verify=verify), device="cpu", threads=1, **options)
 
 
 def logits(folder: Path, **options: Any) -> np.ndarray:
@@ -85,6 +86,8 @@ def start_program(repository: Path, folder: Path, change: str = "") -> subproces
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Where the fixtures of these tests have the user's cache folder, and so its secret.
+        env={**os.environ, "XDG_CACHE_HOME": str(folder.parent / "cache")},
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"

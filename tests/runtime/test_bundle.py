@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,10 +13,11 @@ from typing import Any
 import pytest
 
 from graphs.contract import Phase
-from runtime import BundleError, Generator
-from runtime.bundle import load_bundle
+from runtime import BundleError, Generator, session_opener
+from runtime import bundle as bundle_module
+from runtime.bundle import Bundle, BundleReplacedError, load_bundle
 from runtime.session import SessionDecoder
-from tests.runtime.toy import approve, edit_manifest, flip_byte
+from tests.runtime.toy import HIDDEN, approve, edit_manifest, flip_byte
 
 FILES = ["prefill.onnx", "decode.onnx", "weights.bin", "vocabulary.json", "merges.txt"]
 
@@ -76,7 +78,8 @@ def test_a_manifest_that_is_not_json(toy_bundle_copy: Path, text: str) -> None:
 @pytest.mark.parametrize("values", [[], 5, None, {}, {"format": "other"}])
 def test_json_that_is_no_manifest(toy_bundle_copy: Path, values: Any) -> None:
     (toy_bundle_copy / "manifest.json").write_text(json.dumps(values), "utf-8")
-    assert_refused(toy_bundle_copy, r"is not the manifest of a bundle \(format 'opt-onnx-bundle'\)")
+    message = r"is not the manifest of a bundle \(format 'opt-onnx-bundle'\)|is no object of JSON"
+    assert_refused(toy_bundle_copy, message)
 
 
 @pytest.mark.parametrize("revision", [0, 2, "1", None])
@@ -95,17 +98,17 @@ def test_another_contract_revision(toy_bundle_copy: Path, revision: Any) -> None
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file(toy_bundle_copy: Path, name: str) -> None:
     (toy_bundle_copy / name).unlink()
-    assert_refused(toy_bundle_copy, f"{name} is missing")
+    assert_refused(toy_bundle_copy, f"{name} is missing or no regular file")
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_folder_or_a_link_in_the_place_of_a_file(toy_bundle_copy: Path, name: str) -> None:
     original = (toy_bundle_copy / name).rename(toy_bundle_copy / "elsewhere")
     (toy_bundle_copy / name).symlink_to(original)
-    assert_refused(toy_bundle_copy, f"{name} is missing")
+    assert_refused(toy_bundle_copy, f"{name} is missing or no regular file")
     (toy_bundle_copy / name).unlink()
     (toy_bundle_copy / name).mkdir()
-    assert_refused(toy_bundle_copy, f"{name} is missing")
+    assert_refused(toy_bundle_copy, f"{name} is missing or no regular file")
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -233,7 +236,9 @@ def test_a_graph_that_wants_other_weights(toy_bundle_copy: Path) -> None:
     """A manifest may say so; the graph then asks for a file that is not there."""
     (toy_bundle_copy / "weights.bin").rename(toy_bundle_copy / "other.bin")
     edit_manifest(toy_bundle_copy, lambda values: values["weights"].update(name="other.bin"))
-    with pytest.raises(BundleError, match=r"ONNX Runtime cannot load .*prefill\.onnx"):
+    with pytest.raises(
+        BundleError, match=r"decode\.onnx has the weight .* in 'weights\.bin', and only"
+    ):
         Generator.from_bundle(toy_bundle_copy, device="cpu")
 
 
@@ -275,3 +280,83 @@ def test_token_ids_start_without_what_only_text_and_draws_need(toy_bundle: Path)
 def test_other_files_in_the_folder_do_not_matter(toy_bundle_copy: Path) -> None:
     (toy_bundle_copy / "README.md").write_text("notes", "utf-8")
     SessionDecoder(load_bundle(toy_bundle_copy, verify=True), device="cpu")
+
+
+# === Replaced while it is loaded ===
+
+
+def swap(folder: Path, other: Path) -> None:
+    """What `opt-export --force` does."""
+    folder.rename(folder.with_name("old"))
+    shutil.copytree(other, folder)
+
+
+def other_bundle(toy_bundle: Path, place: Path) -> Path:
+    """A bundle with another embedding of token 5, and another default length."""
+    other = Path(shutil.copytree(toy_bundle, place / "other"))
+    flip_byte(other / "weights.bin", 4 * HIDDEN * 5 + 3)
+    approve(other, "weights.bin")
+    edit_manifest(other, lambda values: values["generation"].update(max_length=20))
+    return other
+
+
+@pytest.mark.parametrize("moment", ["before the graphs", "before the sessions", "after the sessions"])
+def test_a_bundle_that_is_replaced_is_loaded_anew(
+    toy_bundle_copy: Path, toy_bundle: Path, tmp_path: Path, monkeypatch: Any, moment: str
+) -> None:
+    other = other_bundle(toy_bundle, tmp_path)
+    calls: list[str] = []
+
+    def then_swap(owner: Any, name: str) -> None:
+        function = getattr(owner, name)
+
+        def wrapped(*arguments: Any) -> Any:
+            if moment.startswith("before") and not calls:
+                swap(toy_bundle_copy, other)
+            calls.append(name)
+            result = function(*arguments)
+            if moment.startswith("after") and len(calls) == 2:
+                swap(toy_bundle_copy, other)
+            return result
+
+        monkeypatch.setattr(owner, name, wrapped)
+
+    if moment == "before the graphs":
+        then_swap(bundle_module, "_check_graphs")
+    else:
+        then_swap(session_opener.SessionOpener, "unpacked")
+    loaded = Generator.from_bundle(toy_bundle_copy, device="cpu", threads=1)
+    assert (
+        len(calls)
+        == {"before the graphs": 2, "before the sessions": 4, "after the sessions": 4}[moment]
+    )
+    assert loaded.max_length == 20
+    prompt = {"token_ids": [[2, 5, 0, 0, 0]], "padding_mask": [[1, 1, 0, 0, 0]]}
+    wanted = Generator.from_bundle(other, device="cpu", threads=1)
+    for each in (loaded, wanted):
+        each.compile("greedy")
+    found, right = (g.generate(prompt, stop_token_ids=None)["token_ids"] for g in (loaded, wanted))
+    assert found.tolist() == right.tolist()
+
+
+def test_a_bundle_that_is_replaced_again_and_again(toy_bundle_copy: Path, monkeypatch: Any) -> None:
+    check = bundle_module._check_graphs
+    lengths = iter(range(10, 20))
+
+    def replaced(*arguments: Any) -> None:
+        edit_manifest(toy_bundle_copy, lambda v: v["generation"].update(max_length=next(lengths)))
+        check(*arguments)
+
+    monkeypatch.setattr(bundle_module, "_check_graphs", replaced)
+    with pytest.raises(BundleReplacedError, match="was replaced while it was loaded; load it again"):
+        Generator.from_bundle(toy_bundle_copy, device="cpu", threads=1)
+    assert next(lengths) == 12
+
+
+def test_the_tokenizer_is_that_of_the_loaded_bundle(toy_bundle_copy: Path, bundle: Bundle) -> None:
+    """It is parsed when it is first used, maybe after the bundle was replaced."""
+    loaded = load_bundle(toy_bundle_copy)
+    (toy_bundle_copy / "vocabulary.json").write_text("{}", "utf-8")
+    assert loaded.tokenizer is not None
+    assert bundle.tokenizer is not None
+    assert loaded.tokenizer.encode("the quick") == bundle.tokenizer.encode("the quick")

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 
 from graphs.contract import Phase
-from runtime import BundleError, Generator, packed_weights, session
+from graphs.plain_files import hash_file
+from graphs.sealed_json import seal
+from runtime import BundleError, Generator, packed_weights, session_opener
 from runtime.cli import main
 from runtime.file_lock import locked
-from runtime.packed_weights import DATA_FILE, INFO_FILE, MODEL_FILE
+from runtime.pack_folder import DATA_FILE, INFO_FILE, MODEL_FILE
 from tests.runtime.packing import (
     alter_weights,
     logits,
@@ -27,7 +29,7 @@ from tests.runtime.packing import (
     stamps,
     start_program,
 )
-from tests.runtime.toy import CASES, approve, edit_manifest
+from tests.runtime.toy import CASES, approve, edit_manifest, flip_byte
 
 TOLERANCE = 2e-5  # of logits with a standard deviation of about 2
 
@@ -62,14 +64,14 @@ def wanted(toy_bundle: Path) -> np.ndarray:
 def written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The graph files that are packed from now on, slowly enough for others to come meanwhile."""
     names: list[str] = []
-    write = session._SessionOpener._write_pack
+    write = session_opener.SessionOpener._write_pack
 
     def recorded(self: Any, graph_path: Path, target: Path) -> None:
         names.append(graph_path.name)
         time.sleep(0.2)
         write(self, graph_path, target)
 
-    monkeypatch.setattr(session._SessionOpener, "_write_pack", recorded)
+    monkeypatch.setattr(session_opener.SessionOpener, "_write_pack", recorded)
     return names
 
 
@@ -104,12 +106,16 @@ def test_what_a_pack_says_of_itself(folder: Path) -> None:
     assert len(name) == 16
     assert key["graph"] == manifest["graphs"]["prefill"]["sha256"]
     assert key["weights"] == manifest["weights"]["sha256"]
-    assert key["runtime"].startswith(f"{session.ort.__version__} ORT Build Info: ")
-    fusions = " ".join(session.SLOW_FUSIONS)
-    assert key["options"] == {**session.EXACT, "disabled_optimizers": fusions}
-    assert info["files"] == {file: (pack / file).stat().st_size for file in (MODEL_FILE, DATA_FILE)}
-    assert info["files"][DATA_FILE] > manifest["weights"]["size"]  # the originals are there too
-    assert set(info) == {"key", "files"}
+    assert key["runtime"].startswith(f"{session_opener.ort.__version__} ORT Build Info: ")
+    fusions = " ".join(session_opener.SLOW_FUSIONS)
+    assert key["options"] == {**session_opener.EXACT, "disabled_optimizers": fusions}
+    assert info["files"] == {
+        file: {"size": (pack / file).stat().st_size, "sha256": hash_file(pack / file)}
+        for file in (MODEL_FILE, DATA_FILE)
+    }
+    # The originals are there too.
+    assert info["files"][DATA_FILE]["size"] > manifest["weights"]["size"]
+    assert set(info) == {"key", "files", "signature", "sha256"}
 
 
 def test_a_session_maps_its_weights_from_the_pack(folder: Path, wanted: np.ndarray) -> None:
@@ -251,16 +257,16 @@ def stop(*arguments):
     time.sleep(60)
 """
 STOPS = {
-    "before writing": "session._SessionOpener._write_pack = stop",
+    "before writing": "session_opener.SessionOpener._write_pack = stop",
     "half written": """
 def half(self, graph_path, folder):
     (folder / "weights.bin").write_bytes(bytes(1000))
     stop()
-session._SessionOpener._write_pack = half""",
-    "written": "packed_weights._write_info = stop",
+session_opener.SessionOpener._write_pack = half""",
+    "written": "pack_folder.PackFolder._write_info = stop",
     "complete but for the name": """
-write = packed_weights._write_info
-packed_weights._write_info = lambda *arguments: (write(*arguments), stop())""",
+write = pack_folder.PackFolder._write_info
+pack_folder.PackFolder._write_info = lambda *arguments: (write(*arguments), stop())""",
 }
 
 
@@ -309,6 +315,7 @@ DAMAGES = {
     "no sizes": say('{"key": {}, "files": {}}'),
     "sizes of another kind": say('{"key": {}, "files": 5}'),
     "another key": lambda pack: edit_info(pack, runtime="0.1"),
+    "altered model": lambda pack: flip_byte(pack / MODEL_FILE, 300),
     "a model that does not load": overwrite,
 }
 
@@ -316,7 +323,8 @@ DAMAGES = {
 def edit_info(pack: Path, **values: Any) -> None:
     info = json.loads((pack / INFO_FILE).read_text("utf-8"))
     info["key"].update(values)
-    (pack / INFO_FILE).write_text(json.dumps(info), "utf-8")
+    del info["sha256"]
+    (pack / INFO_FILE).write_text(seal(info), "utf-8")
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
@@ -343,7 +351,7 @@ def test_packs_that_never_load_are_given_up(
         for name in (MODEL_FILE, DATA_FILE):
             (target / name).write_bytes(b"nonsense")
 
-    monkeypatch.setattr(session._SessionOpener, "_write_pack", write_nonsense)
+    monkeypatch.setattr(session_opener.SessionOpener, "_write_pack", write_nonsense)
     with pytest.warns(RuntimeWarning, match="the pack that was made does not load: ONNX Runtime"):
         found = logits(folder)
     assert_right(found, wanted)
@@ -352,7 +360,9 @@ def test_packs_that_never_load_are_given_up(
 
 
 def test_a_graph_that_cannot_be_loaded_is_an_error(folder: Path) -> None:
-    (folder / "prefill.onnx").write_bytes(b"no graph")
+    path = folder / "prefill.onnx"
+    name = b"transformer_layer_0/attention/qkv/bias"  # the first is an operator's input
+    path.write_bytes(path.read_bytes().replace(name, b"x" * len(name), 1))
     approve(folder, "prefill.onnx")
     edit_manifest(folder, lambda v: v["graphs"].update(decode=v["graphs"]["prefill"]))
     with pytest.raises(BundleError, match=r"ONNX Runtime cannot load .*toy_bundle.prefill\.onnx"):

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime import cpu_features, packed_weights, session
-from runtime.packed_weights import INFO_FILE, user_cache_folder
+from runtime import cpu_features, pack_folder, packed_weights, session_opener
+from runtime.bundle import BundleReplacedError
+from runtime.pack_folder import INFO_FILE
+from runtime.packed_weights import user_cache_folder
 from tests.runtime.packing import (
     alter_weights,
     logits,
@@ -77,7 +79,7 @@ def keep_from_writing(folder: Path) -> None:
 
 
 def use_runtime(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
-    monkeypatch.setattr(session.ort, "__version__", version)
+    monkeypatch.setattr(session_opener.ort, "__version__", version)
 
 
 def use_cpu(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
@@ -102,11 +104,11 @@ def test_another_runtime_version_replaces_the_pack(
 @pytest.mark.parametrize(
     "change",
     [
-        lambda patch: patch.setattr(session.ort, "get_build_info", lambda: "Debug"),
+        lambda patch: patch.setattr(session_opener.ort, "get_build_info", lambda: "Debug"),
         lambda patch: patch.setattr(
-            session, "EXACT", {"session.x64quantprecision": "0", **session.EXACT}
+            session_opener, "EXACT", {"session.x64quantprecision": "0", **session_opener.EXACT}
         ),
-        lambda patch: patch.setattr(packed_weights, "FORMAT", 2),
+        lambda patch: patch.setattr(packed_weights, "FORMAT", 9),
     ],
     ids=["build", "options", "format"],
 )
@@ -179,6 +181,7 @@ def test_a_bundle_that_cannot_be_written_to(folder: Path, cache: Path, wanted: n
     assert_right(logits(folder), wanted)
     ((_, pack),) = packs(cache).items()
     assert json.loads((pack / INFO_FILE).read_text("utf-8"))["bundle"] == str(folder.resolve())
+    assert {path.name for path in cache.parent.iterdir()} == {"packed", "secret"}
     kept = stamps(cache)
     assert_right(logits(folder), wanted)
     assert stamps(cache) == kept
@@ -275,15 +278,20 @@ def assert_packed_in_memory(folder: Path, wanted: np.ndarray, *fragments: str) -
 
 def test_nowhere_to_write(folder: Path, cache: Path, wanted: np.ndarray) -> None:
     keep_from_writing(folder)
-    cache.parent.parent.write_text("no folder")
+    cache.parent.mkdir(parents=True)
+    cache.write_text("no folder")
     places = (str(folder / "packed"), str(cache))
     assert_packed_in_memory(folder, wanted, "no pack of 0 MB can be written", *places)
 
 
-def test_nowhere_to_write_and_no_home(folder: Path, wanted: np.ndarray, monkeypatch: Any) -> None:
-    keep_from_writing(folder)
+def test_no_home_for_the_secret(folder: Path, wanted: np.ndarray, monkeypatch: Any) -> None:
     monkeypatch.setattr(packed_weights, "user_cache_folder", lambda: None)
-    assert_packed_in_memory(folder, wanted, str(folder / "packed"))
+    assert_packed_in_memory(folder, wanted, "this user has no home for the secret that")
+
+
+def test_no_room_for_the_secret(folder: Path, cache: Path, wanted: np.ndarray) -> None:
+    cache.parent.parent.write_text("no folder")
+    assert_packed_in_memory(folder, wanted, "the secret that packed weights are signed with: ")
 
 
 def test_a_full_disk_is_told_before_anything_is_written(
@@ -315,22 +323,27 @@ def test_a_disk_that_fills_up_while_it_is_written_to(
     def fill(path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(packed_weights, "_sync", fill)
+    monkeypatch.setattr(pack_folder, "sync", fill)
     assert_packed_in_memory(folder, wanted, "No space left on device", str(folder / "packed"))
 
 
 def test_a_bundle_that_is_replaced_while_it_is_packed(
-    folder: Path, wanted: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The pack's key has the hashes of the old weights, and the new ones may be in it."""
-    write = session._SessionOpener._write_pack
+    write = session_opener.SessionOpener._write_pack
 
     def replaced(self: Any, graph_path: Path, target: Path) -> None:
         write(self, graph_path, target)
         edit_manifest(folder, lambda values: values["source"].update(note="exported again"))
 
-    monkeypatch.setattr(session._SessionOpener, "_write_pack", replaced)
-    assert_packed_in_memory(folder, wanted, f"{folder} was replaced meanwhile")
+    monkeypatch.setattr(session_opener.SessionOpener, "_write_pack", replaced)
+    with (
+        pytest.warns(RuntimeWarning, match=f"{folder} was replaced meanwhile"),
+        pytest.raises(BundleReplacedError, match="was replaced while it was loaded; load it again"),
+    ):
+        open_decoder(folder)
+    assert packs(folder / "packed") == {}
 
 
 def test_sizes_in_words() -> None:

@@ -1,0 +1,135 @@
+"""`opt-export --check`: whether a bundle is what its export wrote, and runs as it did there."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from exporter.progress import Progress
+from graphs.contract import Phase
+from graphs.manifest import MANIFEST_FILE, Manifest, ManifestError, read_manifest
+from graphs.plain_files import hash_file
+from runtime.bundle import Bundle, load_bundle
+from runtime.errors import BundleError
+from runtime.pack_folder import BUILDING, LOCK_FILE, check_pack
+
+PACKED = "packed"
+COPY_AGAIN = "copy the bundle again from where it came, or export it again"
+
+
+class UnsoundBundleError(Exception):
+    """A bundle is not what its export wrote; the message names the file and what to do."""
+
+
+def check_bundle(
+    folder: Path, tell: Callable[[str], None] = lambda line: None, progress: Progress | None = None
+) -> None:
+    """Checks everything that there is to check, and stops at the first thing that is wrong.
+
+    Args:
+        folder: the bundle.
+        tell: given a line for each check that was passed.
+        progress: shows the hashing; silent by default.
+
+    Raises:
+        UnsoundBundleError: saying what is wrong.
+        RuntimeMissingError: if ONNX Runtime, which runs the probe, is not installed.
+    """
+    started = time.perf_counter()
+    try:
+        for found in _checks(folder, progress or Progress(quiet=True)):
+            now = time.perf_counter()
+            tell(f"ok {now - started:7.2f} s  {found}")
+            started = now
+    except (ManifestError, BundleError, OSError) as error:
+        raise UnsoundBundleError(str(error)) from error
+
+
+def _checks(folder: Path, progress: Progress) -> Iterator[str]:
+    """Says what was checked, check by check."""
+    manifest = read_manifest(folder)
+    model = f"{manifest.model.num_parameters} parameters, {manifest.precision} for {manifest.target}"
+    yield f"manifest: its own SHA-256; {model}"
+    packs = _check_names(folder, manifest)
+    yield f"files: {len(manifest.files)} of the manifest's sizes, no others"
+    _check_hashes(folder, manifest, progress)
+    yield f"SHA-256 of all files, {manifest.total_bytes / 1e6:.1f} MB"
+    bundle = load_bundle(folder)
+    checked = _check_onnx(bundle)
+    yield f"graphs: the contract, known operators, weights within {manifest.weights.name}{checked}"
+    if bundle.tokenizer is not None:
+        yield f"tokenizer: {bundle.tokenizer.vocabulary_size()} tokens"
+    if packs:
+        yield _check_packs(packs, progress)
+    yield _run_probe(folder, manifest)
+    bundle.check_unchanged()
+
+
+def _check_names(folder: Path, manifest: Manifest) -> list[Path]:
+    """Sizes and names of all that is in the folder; returns the packs of weights beside them."""
+    for entry in manifest.files:
+        entry.check_size(folder)
+    known = {entry.name for entry in manifest.files} | {MANIFEST_FILE}
+    packed = folder / PACKED
+    for path in sorted(folder.iterdir()):
+        if path.name not in known and path != packed:
+            raise UnsoundBundleError(f"{path} is no part of the bundle; remove it")
+    if not os.path.lexists(packed):
+        return []
+    if packed.is_symlink() or not packed.is_dir():
+        raise UnsoundBundleError(f"{packed} is a link or no folder; remove it")
+    # What a builder is writing, or one that was killed has left, is never read.
+    return [p for p in sorted(packed.iterdir()) if p.name != LOCK_FILE and BUILDING not in p.name]
+
+
+def _check_hashes(folder: Path, manifest: Manifest, progress: Progress) -> None:
+    progress.phase("Hashing", manifest.total_bytes)
+    for entry in manifest.files:
+        entry.check_digest(folder, hash_file(folder / entry.name, progress.advance))
+    progress.close()
+
+
+def _check_onnx(bundle: Bundle) -> str:
+    """Runs ONNX's own checker where it is installed; says so."""
+    if not all(importlib.util.find_spec(name) for name in ("onnx", "onnx_ir")):
+        return ""
+    from graphs.checks import ContractError, check_graph
+
+    manifest = bundle.manifest
+    phases = {bundle.graph_path(phase): phase for phase in (Phase.DECODE, Phase.PREFILL)}
+    for path, phase in phases.items():
+        try:
+            check_graph(path, manifest.model, phase, manifest.weights.name, manifest.cache_dtype)
+        except ContractError as error:
+            raise BundleError(f"{error}; {COPY_AGAIN}") from None
+        except Exception as error:  # the ONNX checker raises its own kinds
+            told = " ".join(str(error).split())
+            raise BundleError(f"{path} is not valid ONNX: {told}; {COPY_AGAIN}") from None
+    return ", valid for the ONNX checker"
+
+
+def _check_packs(packs: list[Path], progress: Progress) -> str:
+    size = sum(path.stat().st_size for pack in packs for path in pack.glob("*") if path.is_file())
+    progress.phase("Hashing packed weights", size)
+    for pack in packs:
+        if (problem := check_pack(pack, progress.advance)) is not None:
+            raise UnsoundBundleError(f"{problem}; remove {pack}: packed weights are made anew")
+    progress.close()
+    return f"SHA-256 of {len(packs)} packs of weights, {size / 1e6:.1f} MB"
+
+
+def _run_probe(folder: Path, manifest: Manifest) -> str:
+    if manifest.probe is None:
+        return "no run: the export was told to verify nothing, and stored none"
+    # Imports ONNX Runtime.
+    from runtime.stored_probe import check_probe, open_for_probe
+
+    try:
+        difference = check_probe(open_for_probe(folder), manifest.probe)
+    except BundleError as error:
+        raise BundleError(f"{folder} does not run as it did at export: {error}; {COPY_AGAIN}") from None
+    count = len(manifest.probe.token_ids)
+    return f"a run of {count} tokens: those of the export, logits within {difference:.1e}"

@@ -1,0 +1,181 @@
+"""Opening ONNX Runtime sessions on a bundle's graph files, by what becomes of the weights."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from graphs.manifest import FileEntry
+from runtime.bundle import Bundle
+from runtime.cpu_features import sums_8_bit_products_exactly
+from runtime.errors import BundleError, RuntimeMissingError
+from runtime.pack_folder import DATA_FILE, MODEL_FILE
+from runtime.packed_weights import PackedWeights, PackError
+from runtime.threads import available_cores
+
+# ONNX Runtime reports usage to its makers unless told otherwise; who wants that sets the variable to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+try:
+    import onnxruntime as ort
+except ImportError as error:
+    raise RuntimeMissingError(
+        f"ONNX Runtime is not installed or does not load ({error}). Install one "
+        "flavour of it: pip install 'opt-onnx[cpu]' for CPUs, or pip install 'opt-onnx[gpu]' for "
+        "NVIDIA GPUs"
+    ) from error
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+DEVICES = ("auto", *PROVIDERS)
+# Products of 8-bit numbers in a way that does not overflow, which takes two to three times as long: for
+# CPUs whose fast way does.
+EXACT = {} if sums_8_bit_products_exactly() else {"session.x64quantprecision": "1"}
+# Threads wait awake between the parts of a step and from one step to the next, but use no CPU soon
+# after the last one. By default they spin a million times, which is up to half a second.
+SPINNING = {"session.intra_op.spin_duration_us": "2000"}
+# Weights stay as they are in the file, mapped and shared by sessions and by processes.
+UNPACKED = {"session.disable_prepacking": "1"}
+# Saves a session's packed weights; smaller tensors stay in the graph file.
+WRITE_PACK = {
+    "session.optimized_model_external_initializers_file_name": DATA_FILE,
+    "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+    "session.save_external_prepacked_constant_initializers": "1",
+}
+# ONNX Runtime joins a norm and the sum before it into one operator that takes five times as long.
+SLOW_FUSIONS = ["SkipLayerNormFusion", "BiasSkipLayerNormFusion"]
+# The attention kernel that keeps no scores takes up to twice as long for a prompt on the CPU, and as
+# long for one token; chunks bound the memory of the scores. Read when a session is opened.
+PLAIN_ATTENTION = {"ORT_GQA_DISABLE_FLASH_ATTENTION": "1"}
+
+
+def choose_provider(device: str) -> str:
+    """ONNX Runtime's name for a device.
+
+    Raises:
+        ValueError: if there is no such device.
+        RuntimeMissingError: if the installed ONNX Runtime lacks it.
+    """
+    if device not in DEVICES:
+        raise ValueError(f"device must be one of {', '.join(DEVICES)}; got {device!r}")
+    available = ort.get_available_providers()
+    if device == "auto":
+        device = "cuda" if PROVIDERS["cuda"] in available else "cpu"
+    if PROVIDERS[device] not in available:
+        raise RuntimeMissingError(
+            f"device={device!r} needs ONNX Runtime's {PROVIDERS[device]}, and the installed one has "
+            f"{', '.join(available)}; install it with: pip install 'opt-onnx[gpu]'"
+        )
+    return PROVIDERS[device]
+
+
+def check_threads(threads: int | None) -> int:
+    """The number of threads; 0 leaves the choice to ONNX Runtime."""
+    if threads is None:
+        return available_cores() or 0
+    if type(threads) is not int or threads < 1:
+        raise ValueError(f"threads must be a whole number of at least 1 or None, got {threads!r}")
+    return threads
+
+
+_ENVIRONMENT_LOCK = threading.Lock()
+_ENVIRONMENT_USERS: Counter[str] = Counter()
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables set for a while, where they are not set already.
+
+    Sessions may be opened in several threads at once: the last one that needs a variable removes it.
+    """
+    with _ENVIRONMENT_LOCK:
+        added = [name for name in values if name not in os.environ or _ENVIRONMENT_USERS[name]]
+        _ENVIRONMENT_USERS.update(added)
+        os.environ.update({name: values[name] for name in added})
+    try:
+        yield
+    finally:
+        with _ENVIRONMENT_LOCK:
+            _ENVIRONMENT_USERS.subtract(added)
+            for name in added:
+                if not _ENVIRONMENT_USERS[name]:
+                    os.environ.pop(name, None)
+
+
+class SessionOpener:
+    """The ways to open a session on a bundle's graph files, by what becomes of the weights."""
+
+    def __init__(self, bundle: Bundle, provider: str, threads: int) -> None:
+        self._bundle = bundle
+        self._provider = provider
+        self._threads = threads
+
+    def unpacked(self, graph: FileEntry) -> Any:
+        """Weights mapped as they are; slow with the fused operators."""
+        return self._open(self._bundle.folder / graph.name, self._options(UNPACKED))
+
+    def packed_in_memory(self, graph: FileEntry) -> Any:
+        """Weights packed for this session."""
+        return self._open(self._bundle.folder / graph.name, self._options())
+
+    def packed_on_disk(self, graph: FileEntry) -> Any:
+        """Weights mapped from a pack, which is made if missing; in memory where that fails."""
+        flavour = f"{ort.__version__} {ort.get_build_info()} {ort.get_available_providers()}"
+        choices = {**EXACT, "disabled_optimizers": " ".join(SLOW_FUSIONS)}
+        options = self._options()
+        # The saved graph is an optimized one.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            packs = PackedWeights(self._bundle, flavour, choices, self._write_pack)
+            return packs.open(graph, lambda path: self._open(path, options))
+        except PackError as error:
+            problem = error
+        session = self.packed_in_memory(graph)
+        warnings.warn(
+            f"the weights are packed in the memory of this process alone, at every start: {problem}. "
+            "Where that is as it should be, packed_weights=False says so",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return session
+
+    def _write_pack(self, graph_path: Path, folder: Path) -> None:
+        options = self._options(WRITE_PACK)
+        options.optimized_model_filepath = os.fspath(folder / MODEL_FILE)
+        self._open(graph_path, options)
+
+    def _options(self, entries: Mapping[str, str] | None = None) -> Any:
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.log_severity_level = 3  # errors only
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        # The arena would keep what packing and the longest prompt took; steps are as fast without.
+        options.enable_cpu_mem_arena = False
+        for name, value in {**EXACT, **SPINNING, **(entries or {})}.items():
+            options.add_session_config_entry(name, value)
+        return options
+
+    def _open(self, path: Path, options: Any) -> Any:
+        try:
+            with _environment(PLAIN_ATTENTION):
+                session = ort.InferenceSession(
+                    os.fspath(path),
+                    options,
+                    providers=[self._provider],
+                    disabled_optimizers=SLOW_FUSIONS,
+                )
+        except Exception as error:  # ONNX Runtime's exceptions share no base of their own
+            told = " ".join(str(error).split())
+            raise BundleError(f"ONNX Runtime cannot load {path}: {told}") from error
+        # ONNX Runtime falls back to the CPU without a word.
+        started = session.get_providers()[0]
+        if started != self._provider:
+            raise RuntimeMissingError(
+                f"ONNX Runtime could not start {self._provider} and fell back to {started}"
+            )
+        return session
