@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
 
+from exporter.checkpoints.finite_blocks import finite_blocks
 from exporter.checkpoints.weight_map import BLOCK_BYTES
 from exporter.opt.backbone import OPTBackbone
 from exporter.opt.keras_backend import keras
 from exporter.opt.lora import adapted_layers, low_rank_variables
 from exporter.presets.folder import PresetFolder
+from exporter.progress import Progress
 
 
 class WeightSource(Protocol):
@@ -33,6 +36,7 @@ class CheckpointWeights:
 
     def __init__(self, folder: PresetFolder) -> None:
         self._reader, targets = folder.open_weights()
+        self._origin = folder.folder
         self._targets = {target.name: target for target in targets}
 
     @property
@@ -40,7 +44,9 @@ class CheckpointWeights:
         return {name: target.shape for name, target in self._targets.items()}
 
     def blocks(self, name: str) -> Iterator[np.ndarray]:
-        return self._targets[name].blocks(self._reader)
+        target = self._targets[name]
+        sources = ", ".join(source.name for source in target.sources)
+        return finite_blocks(target.blocks(self._reader), f"{sources} of {self._origin}")
 
     def close(self) -> None:
         """Closes the files."""
@@ -80,11 +86,39 @@ class LiveWeights:
     def blocks(self, name: str) -> Iterator[np.ndarray]:
         values = self.value(name)
         step = max(1, BLOCK_BYTES // max(1, values[:1].nbytes))
-        for start in range(0, len(values), step):
-            yield np.ascontiguousarray(values[start : start + step], np.float32)
+        blocks = (
+            np.ascontiguousarray(values[start : start + step], np.float32)
+            for start in range(0, len(values), step)
+        )
+        return finite_blocks(blocks, f"{name} of the model")
 
     def close(self) -> None:
         """Nothing to close."""
+
+
+class CountedWeights:
+    """Another source's weights; progress is told of every block that is read."""
+
+    def __init__(self, source: WeightSource, progress: Progress) -> None:
+        self._source, self._progress = source, progress
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return self._source.shapes
+
+    def blocks(self, name: str) -> Iterator[np.ndarray]:
+        for block in self._source.blocks(name):
+            yield block
+            self._progress.advance(block.nbytes)
+
+    def close(self) -> None:
+        """Closes the other source."""
+        self._source.close()
+
+
+def float_bytes(source: WeightSource, names: Iterable[str]) -> int:
+    """What weights take in float32, as they are read."""
+    return sum(4 * math.prod(source.shapes[name]) for name in names)
 
 
 def read_weight(source: WeightSource, name: str) -> np.ndarray:

@@ -13,10 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
+from runtime.text_files import MAX_TOKENIZER_BYTES, read_text
+from runtime.tokenizer_json import TOKENIZER_FILE, library_errors
 from runtime.tokenizer_pipeline import (
     MERGES_FILE,
     SPECIAL_TOKENS_FILE,
-    TOKENIZER_FILE,
     VOCABULARY_FILE,
     Pipeline,
     bpe_pipeline,
@@ -68,7 +69,8 @@ class Tokenizer:
         has_pipeline = Path(folder, TOKENIZER_FILE).is_file()
         plain = (VOCABULARY_FILE, MERGES_FILE)
         names = (TOKENIZER_FILE, SPECIAL_TOKENS_FILE) if has_pipeline else plain
-        return cls.from_files({name: Path(folder, name).read_text(encoding="utf-8") for name in names})
+        files = {name: read_text(Path(folder, name), MAX_TOKENIZER_BYTES) for name in names}
+        return cls.from_files(files)
 
     @classmethod
     def deferred(cls, read: Callable[[], Pipeline]) -> Self:
@@ -182,7 +184,8 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` for several texts."""
         pipeline = self._pipeline
-        encodings = pipeline.backend.encode_batch(list(texts), add_special_tokens=False)
+        with library_errors("the text, or the tokenizer for it,"):
+            encodings = pipeline.backend.encode_batch(list(texts), add_special_tokens=False)
         rows: list[list[int]] = [encoding.ids for encoding in encodings]
         limit = pipeline.id_limit
         return rows if limit is None else [[i for i in row if i < limit] for row in rows]

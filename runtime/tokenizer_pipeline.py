@@ -8,10 +8,17 @@ There are two kinds. OPT's own is a vocabulary with merge rules under GPT-2's sp
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from runtime.text_files import parse_json
+from runtime.tokenizer_json import (
+    TOKENIZER_FILE,
+    library_errors,
+    merge_rules,
+    parse_tokenizer,
+)
 from runtime.vocabulary import parse_merges, parse_vocabulary, split_rule
 
 if TYPE_CHECKING:
@@ -23,7 +30,6 @@ PAD_TOKEN = "<pad>"
 
 VOCABULARY_FILE = "vocabulary.json"
 MERGES_FILE = "merges.txt"
-TOKENIZER_FILE = "tokenizer.json"
 SPECIAL_TOKENS_FILE = "special_tokens.json"
 
 
@@ -50,7 +56,7 @@ class SpecialTokens:
     def from_json(cls, text: str) -> SpecialTokens:
         """From the text of `special_tokens.json`; `ValueError` if it is not as `to_json` writes it."""
         try:
-            return cls(**json.loads(text))
+            return cls(**parse_json(text))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{SPECIAL_TOKENS_FILE} is not valid: {error}") from None
 
@@ -168,7 +174,9 @@ def bpe_pipeline(
         model = models.BPE(vocab=vocabulary, merges=pairs)
     except Exception:  # the library raises plain Exception for a rule's token without an id
         limit = max(vocabulary.values()) + 1
-        model = models.BPE(vocab=_with_merged(vocabulary, pairs, limit), merges=pairs)
+        full = _with_merged(vocabulary, pairs, limit)
+        with library_errors("the vocabulary with its merge rules"):
+            model = models.BPE(vocab=full, merges=pairs)
     backend = Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=True)
     backend.decoder = decoders.ByteLevel()
@@ -214,12 +222,9 @@ def json_pipeline(text: str, special: SpecialTokens) -> Pipeline:
     """
     from tokenizers import Tokenizer
 
-    values = _parse(text)
-    check_byte_level(values)
-    try:
+    values = parse_tokenizer(text)
+    with library_errors(TOKENIZER_FILE):
         backend = Tokenizer.from_str(text)
-    except Exception as error:  # the library raises plain Exception
-        raise ValueError(f"{TOKENIZER_FILE} is not valid: {error}") from None
     backend.no_truncation()
     backend.no_padding()
     vocabulary = backend.get_vocab(with_added_tokens=True)
@@ -242,41 +247,3 @@ def json_pipeline(text: str, special: SpecialTokens) -> Pipeline:
         is_plain=False,
         is_own_file=True,
     )
-
-
-def check_byte_level(values: Mapping[str, Any]) -> None:
-    """Raises `ValueError` if a parsed `tokenizer.json` is not byte-level BPE."""
-    model = values["model"]
-    kind = model.get("type", "BPE" if "merges" in model else "unknown")  # early files lack the type
-    steps = [step.get("type") for step in _steps(values.get("pre_tokenizer"), "pretokenizers")]
-    affixes = [model.get(name) for name in ("continuing_subword_prefix", "end_of_word_suffix")]
-    decoder = (values.get("decoder") or {"type": "ByteLevel"}).get("type")
-    if kind != "BPE" or "ByteLevel" not in steps or any(affixes) or decoder != "ByteLevel":
-        raise ValueError(
-            f"{TOKENIZER_FILE} is not byte-level BPE, the only kind that OPT models have: its model "
-            f"is {kind}, its pre-tokenizer {' + '.join(map(str, steps)) or None}, its decoder {decoder}"
-        )
-
-
-def merge_rules(values: Mapping[str, Any]) -> list[str]:
-    """Merge rules of a parsed `tokenizer.json`: older files hold strings, newer ones pairs."""
-    return [rule if isinstance(rule, str) else " ".join(rule) for rule in values["model"]["merges"]]
-
-
-def _steps(step: Mapping[str, Any] | None, name: str) -> Sequence[Mapping[str, Any]]:
-    """The single steps of a step that may be a sequence of steps."""
-    if step is None:
-        return ()
-    if step.get("type") != "Sequence":
-        return (step,)
-    return [single for part in step[name] for single in _steps(part, name)]
-
-
-def _parse(text: str) -> Mapping[str, Any]:
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{TOKENIZER_FILE} is not JSON: {error}") from None
-    if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
-        raise ValueError(f"{TOKENIZER_FILE} is no tokenizer: it has no model")
-    return values

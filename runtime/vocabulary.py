@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+from runtime.text_files import MAX_TOKENIZER_BYTES, parse_json, read_text
+
+MAX_TOKEN_ID = 2**24 - 1  # of the largest vocabulary that a model may have
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -23,16 +26,18 @@ def read_vocabulary(vocabulary: Mapping[str, int] | str | Path) -> dict[str, int
         ValueError: if it does not map strings to ids of at least 0.
     """
     if isinstance(vocabulary, (str, Path)):
-        return parse_vocabulary(Path(vocabulary).read_text(encoding="utf-8"), f" in {vocabulary}")
+        text = read_text(Path(vocabulary), MAX_TOKENIZER_BYTES)
+        return parse_vocabulary(text, f" in {vocabulary}")
     return check_vocabulary(vocabulary)
 
 
 def parse_vocabulary(text: str, where: str = "") -> dict[str, int]:
     """A vocabulary from JSON text; `where` goes into errors."""
     try:
-        return check_vocabulary(json.loads(text), where)
-    except json.JSONDecodeError as error:
+        values = parse_json(text)
+    except ValueError as error:
         raise ValueError(f"the vocabulary{where} is not JSON: {error}") from None
+    return check_vocabulary(values, where)
 
 
 def check_vocabulary(vocabulary: object, where: str = "") -> dict[str, int]:
@@ -42,15 +47,22 @@ def check_vocabulary(vocabulary: object, where: str = "") -> dict[str, int]:
             f"the vocabulary{where} must map token strings to ids, got {type(vocabulary).__name__}"
         )
     for token, token_id in vocabulary.items():
-        if not isinstance(token, str) or type(token_id) is not int or token_id < 0:
-            raise ValueError(f"the vocabulary{where} maps {token!r} to {token_id!r}, not to an id")
+        if not isinstance(token, str) or type(token_id) is not int or not 0 <= token_id <= MAX_TOKEN_ID:
+            raise ValueError(
+                f"the vocabulary{where} maps {token!r:.200} to {token_id!r:.200}, not to an id of 0 to "
+                f"{MAX_TOKEN_ID}"
+            )
+    try:
+        "".join(vocabulary).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the vocabulary{where} holds what is no text: {error}") from None
     return dict(vocabulary)
 
 
 def read_merges(merges: Iterable[str] | str | Path) -> list[str]:
     """Merge rules as they are, or from the file at a path."""
     if isinstance(merges, (str, Path)):
-        return parse_merges(Path(merges).read_text(encoding="utf-8"))
+        return parse_merges(read_text(Path(merges), MAX_TOKENIZER_BYTES))
     return _clean_rules(merges)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,8 @@ from exporter.checkpoints.h5_file import H5Reader
 from exporter.checkpoints.safetensors_file import SafetensorsReader
 from exporter.checkpoints.torch_file import TorchReader
 from exporter.errors import CheckpointError
+from exporter.foreign_files import find_file
+from runtime.text_files import MEGABYTE, parse_json, read_text
 
 
 class TensorReader(Protocol):
@@ -53,6 +55,9 @@ WEIGHT_FILES: dict[str, tuple[WeightFiles, ...]] = {
         WeightFiles("pytorch_model.bin", "pytorch_model.bin.index.json", TorchReader),
     ),
 }
+MAX_INDEX_BYTES = 16 * MEGABYTE  # 100,000 tensors
+MAX_SHARDS = 1000
+MAX_LISTED = 20  # names that an error repeats
 UNREAD_FILES = ("tf_model.h5", "flax_model.msgpack")  # transformers' other frameworks
 
 
@@ -86,9 +91,9 @@ def open_checkpoint(folder: Path, layout: str) -> TensorReader:
         CheckpointError: if there are none, a shard is missing, or a file is not valid.
     """
     for files in WEIGHT_FILES[layout]:
-        if (folder / files.single).is_file():
-            return files.reader(folder / files.single)
-        if (folder / files.index).is_file():
+        if (path := find_file(folder, files.single, CheckpointError)) is not None:
+            return files.reader(path)
+        if find_file(folder, files.index, CheckpointError) is not None:
             return _open_shards(folder, files)
     wanted = ", or ".join(f"{f.single}, or {f.index} with its shards" for f in WEIGHT_FILES[layout])
     unread = [name for name in UNREAD_FILES if (folder / name).is_file()]
@@ -97,11 +102,34 @@ def open_checkpoint(folder: Path, layout: str) -> TensorReader:
 
 
 def _open_shards(folder: Path, files: WeightFiles) -> ShardedReader:
-    names = shard_names(folder / files.index)
-    missing = [name for name in names if not (folder / name).is_file()]
+    paths = {
+        name: find_file(folder, name, CheckpointError) for name in shard_names(folder / files.index)
+    }
+    missing = [name for name, path in paths.items() if path is None]
     if missing:
-        raise CheckpointError(f"{folder} lacks the shards {missing} that {files.index} lists")
-    return ShardedReader([files.reader(folder / name) for name in names])
+        raise CheckpointError(
+            f"{folder} lacks the shards {missing[:MAX_LISTED]} that {files.index} lists"
+        )
+    readers: list[TensorReader] = []
+    try:
+        for path in filter(None, paths.values()):
+            readers.append(files.reader(path))
+        _check_once(folder, readers)
+        return ShardedReader(readers)
+    except BaseException:
+        for reader in readers:
+            reader.close()
+        raise
+
+
+def _check_once(folder: Path, readers: Sequence[TensorReader]) -> None:
+    names = Counter(name for reader in readers for name in reader.shapes)
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        raise CheckpointError(
+            f"two shards in {folder} hold the tensors {twice[:MAX_LISTED]}; leave in the index only "
+            "the files of one checkpoint"
+        )
 
 
 def shard_names(index_path: Path) -> list[str]:
@@ -111,13 +139,18 @@ def shard_names(index_path: Path) -> list[str]:
         CheckpointError: if it is no such index, or names a file outside its folder.
     """
     try:
-        files = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"].values()
+        files = parse_json(read_text(index_path, MAX_INDEX_BYTES))["weight_map"].values()
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{index_path} is not an index of shards: {error!r}") from None
     names: set[str] = set()
     for entry in files:  # Keras lists several files where a layer is spread over them
         for name in entry if isinstance(entry, list) else [entry]:
-            if not isinstance(name, str) or name in ("", "..") or Path(name).name != name:
-                raise CheckpointError(f"{index_path} names a shard outside its folder: {name!r}")
+            plain = isinstance(name, str) and name.isprintable() and name not in ("", "..")
+            if not plain or Path(name).name != name:
+                raise CheckpointError(
+                    f"{index_path} names a shard outside its folder, or by no plain name: {name!r:.200}"
+                )
             names.add(name)
+    if len(names) > MAX_SHARDS:
+        raise CheckpointError(f"{index_path} lists {len(names)} shards, of at most {MAX_SHARDS}")
     return sorted(names)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
+import math
 import struct
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from exporter.errors import CheckpointError
+from runtime.text_files import parse_json
 
 SAFETENSORS_DTYPES: dict[str, Any] = {
     "F64": np.float64,
@@ -19,7 +20,11 @@ SAFETENSORS_DTYPES: dict[str, Any] = {
     "F16": np.float16,
     "BF16": ml_dtypes.bfloat16,
 }
-MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+# The library allows 100 MB, of which Python makes gigabytes; a tensor takes about 100 bytes.
+MAX_HEADER_BYTES = 16 * 1024**2
+MAX_AXES = 64  # NumPy's
+MAX_EMPTY_SIZE = 2**40  # product of the other sizes of a tensor without values; NumPy has limits
+MAX_SIZE = 2**62  # of an axis, and of a place in the file
 
 
 class SafetensorsReader:
@@ -43,23 +48,25 @@ class SafetensorsReader:
             if header_size > min(size - 8, MAX_HEADER_BYTES):
                 raise CheckpointError(
                     f"{path} is truncated or not a safetensors file: it declares a header of "
-                    f"{header_size} bytes and has {size} in all"
+                    f"{header_size} bytes, of at most {MAX_HEADER_BYTES}, and has {size} in all"
                 )
             try:
-                header = json.loads(file.read(header_size))
+                header = parse_json(file.read(header_size).decode())
                 header.pop("__metadata__", None)
                 self._entries = {name: _entry(value) for name, value in header.items()}
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise CheckpointError(f"{path} has an unreadable header: {error}") from None
         self._data_start = 8 + header_size
         self._data_size = size - self._data_start
         for name, (dtype, shape, begin, end) in self._entries.items():
-            expected = int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize
-            if begin < 0 or end - begin != expected or min(shape, default=0) < 0:
+            expected = math.prod(shape) * np.dtype(dtype).itemsize
+            if end - begin != expected:
                 raise CheckpointError(
                     f"{path}: tensor {name!r} of shape {shape} takes {expected} bytes, "
                     f"but the header gives it {end - begin}"
                 )
+            if math.prod(size or 1 for size in shape) > MAX_EMPTY_SIZE and 0 in shape:
+                raise CheckpointError(f"{path}: tensor {name!r} has no values and the shape {shape}")
             if end > self._data_size:
                 raise CheckpointError(
                     f"{path} is truncated: tensor {name!r} ends at byte {self._data_start + end} of "
@@ -78,14 +85,20 @@ class SafetensorsReader:
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         dtype, shape, begin, _ = self._entries[name]
         first, last, _ = slice(start, stop).indices(shape[0]) if shape else (0, 1, 1)
-        row_items = int(np.prod(shape[1:], dtype=object))
+        row_items = math.prod(shape[1:])
+        count = max(0, last - first) * row_items
         values = np.fromfile(
             self._path,
             dtype,
-            count=max(0, last - first) * row_items,
+            count=count,
             offset=self._data_start + begin + first * row_items * np.dtype(dtype).itemsize,
         )
-        return values.reshape((-1, *shape[1:])) if shape else values.reshape(())
+        if len(values) != count:
+            raise CheckpointError(
+                f"{self._path} was cut short while it was open: tensor {name!r} has {len(values)} of "
+                f"{count} values; fetch the file again"
+            )
+        return values.reshape((max(0, last - first), *shape[1:])) if shape else values.reshape(())
 
     def close(self) -> None:
         """Nothing to close: the file is open only while it is read."""
@@ -96,4 +109,10 @@ def _entry(value: dict[str, Any]) -> tuple[Any, tuple[int, ...], int, int]:
     dtype = SAFETENSORS_DTYPES.get(value["dtype"])
     if dtype is None:
         raise ValueError(f"dtype {value['dtype']!r} is not one of {sorted(SAFETENSORS_DTYPES)}")
-    return dtype, tuple(int(n) for n in value["shape"]), int(begin), int(end)
+    shape = value["shape"]
+    if type(shape) is not list or len(shape) > MAX_AXES:
+        raise ValueError(f"a shape must be a list of at most {MAX_AXES} sizes")
+    for size in (*shape, begin, end):
+        if type(size) is not int or not 0 <= size <= MAX_SIZE:
+            raise ValueError(f"sizes and places must be whole numbers up to 2**62, got {size!r:.100}")
+    return dtype, tuple(shape), begin, end

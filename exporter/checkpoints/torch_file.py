@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import struct
 import zipfile
@@ -16,7 +17,8 @@ from exporter.errors import CheckpointError
 LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # section 4.3.7 of PKWARE's APPNOTE.TXT
 ENCRYPTED = 1
 OLD_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how a file from before torch 1.6 begins
-MAX_PICKLE_BYTES = 4 * 1024 * 1024  # 20,000 tensors and more
+MAX_PICKLE_BYTES = 1024 * 1024  # 5,000 tensors and more; seconds of work at worst
+MAX_DIRECTORY_BYTES = 16 * 1024 * 1024  # of the zip file: 200,000 records
 MAX_EMPTY_SIZE = 2**40
 
 
@@ -142,13 +144,34 @@ def _read_records(path: Path) -> dict[str, tuple[int, int]]:
 
 def _read_directory(path: Path, file: IO[bytes]) -> list[zipfile.ZipInfo]:
     try:
-        return zipfile.ZipFile(file).infolist()
+        return zipfile.ZipFile(_ZipDirectory(file)).infolist()
     # What zipfile raises for a directory that makes no sense is not of one kind.
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error) as error:
+    except Exception as error:
         raise CheckpointError(
             f"{path} is truncated or not a file that torch.save wrote ({path.stat().st_size} bytes: "
             f"{error}); fetch the file again"
         ) from None
+
+
+class _ZipDirectory(io.RawIOBase):
+    """A file for `zipfile` to read the directory of, which may say that it is as large as the file."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def read(self, size: int = -1) -> bytes:
+        if size > MAX_DIRECTORY_BYTES:
+            raise ValueError(f"its directory takes {size} bytes, at most {MAX_DIRECTORY_BYTES}")
+        return self._file.read(size if size >= 0 else MAX_DIRECTORY_BYTES)
 
 
 def _data_start(path: Path, file: IO[bytes], entry: zipfile.ZipInfo) -> int:

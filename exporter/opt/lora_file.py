@@ -6,12 +6,14 @@ float32 data set under its Keras path, `transformer_layer_0/attention/qkv/lora_q
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
+from exporter.checkpoints.h5_file import H5Reader
 from exporter.errors import CheckpointError
 from exporter.opt.keras_backend import keras
 from exporter.opt.lora import LoRA
@@ -49,27 +51,22 @@ def read(path: Path) -> tuple[LoRA, dict[str, np.ndarray]]:
         FileNotFoundError: if there is no such file.
         CheckpointError: if it holds no adapter.
     """
-    values: dict[str, np.ndarray] = {}
-
-    def collect(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
-            values[name] = np.asarray(item)
-
     if not path.exists():
         raise FileNotFoundError(f"there is no adapter {path}; save_lora_weights() writes one")
     try:
-        with h5py.File(path, "r") as file:
-            if file.attrs.get("format") != FORMAT:
-                found = file.attrs.get("format")
+        with contextlib.closing(H5Reader(path)) as reader:
+            settings = reader.attributes
+            if str(settings.get("format")) != FORMAT:
                 raise CheckpointError(
-                    f"{path} is no LoRA adapter of this project: its format is {found!r}, expected "
-                    f"{FORMAT!r}; save_lora_weights() writes one"
+                    f"its format is {settings.get('format')!r:.200}, expected {FORMAT!r}; "
+                    "save_lora_weights() writes one"
                 )
-            settings = file.attrs
             lora = LoRA.of(
                 int(settings["rank"]), float(settings["alpha"]), [str(t) for t in settings["targets"]]
             )
-            file.visititems(collect)
+            values = {name: reader.read(name) for name in reader.shapes}
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} is no LoRA adapter or is damaged: {error}") from None
     except (OSError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is no LoRA adapter or is damaged: {error}") from None
     return lora, values

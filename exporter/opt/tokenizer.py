@@ -13,9 +13,9 @@ from exporter.opt.keras_backend import keras
 from exporter.opt.text_inputs import as_id_rows, as_strings, is_symbolic
 from exporter.presets.listing import PresetListing
 from runtime.tokenizer import Tokenizer
+from runtime.tokenizer_json import TOKENIZER_FILE
 from runtime.tokenizer_pipeline import (
     MERGES_FILE,
-    TOKENIZER_FILE,
     VOCABULARY_FILE,
     bpe_pipeline,
     read_files,

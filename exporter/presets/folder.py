@@ -11,14 +11,15 @@ from exporter.checkpoints.formats import HUGGING_FACE, KERAS_PRESET
 from exporter.checkpoints.readers import TensorReader, open_checkpoint
 from exporter.checkpoints.weight_map import BoundTarget, WeightMap, bind_checkpoint
 from exporter.errors import PresetError
+from exporter.foreign_files import find_file
 from exporter.presets.hugging_face_config import read_hugging_face_config
-from exporter.presets.json_file import read_json
+from exporter.presets.json_file import read_json, read_json_if_there, serialized_config
 from exporter.presets.tokenizer_files import (
     hugging_face_tokenizer_files,
     keras_tokenizer_files,
     keras_tokenizer_options,
 )
-from graphs.contract import ModelConfig
+from graphs.contract import MAX_SIZES, ModelConfig
 
 KERAS_CLASSES = ("keras_hub>OPTBackbone", "keras_nlp>OPTBackbone", "opt_onnx>OPTBackbone")
 DEFAULT_SEQUENCE_LENGTH = 1024  # Keras's, also of presets from before preprocessor.json
@@ -84,7 +85,7 @@ def read_preset(folder: Path) -> PresetFolder:
         PresetError: if it has no `config.json`, is not an OPT model, or has unsupported switches.
     """
     path = folder / "config.json"
-    if not path.is_file():
+    if find_file(folder, path.name, PresetError) is None:
         what = "not a preset folder" if _read_text(folder) is None else "a tokenizer without a model"
         raise PresetError(
             f"{folder} is {what}: it has no config.json (Keras and Hugging Face both write one beside "
@@ -99,7 +100,7 @@ def read_preset(folder: Path) -> PresetFolder:
         raise PresetError(f"{path} lacks the value {error}") from None
     except PresetError:
         raise
-    except (TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise PresetError(f"{path}: {error}") from None
 
 
@@ -109,16 +110,18 @@ def read_text_folder(folder: Path) -> TextFolder:
     Raises:
         PresetError: if it is no preset folder, or one of another kind of model.
     """
-    if not (folder / "config.json").is_file() and (text := _read_text(folder)) is not None:
+    has_model = find_file(folder, "config.json", PresetError) is not None
+    if not has_model and (text := _read_text(folder)) is not None:
         return text
     return read_preset(folder)
 
 
 def _read_text(folder: Path) -> TextFolder | None:
     """A folder with a tokenizer, in either format, and maybe a preprocessor; `None` if it has none."""
-    if (folder / "tokenizer_config.json").is_file():
+    if find_file(folder, "tokenizer_config.json", PresetError) is not None:
         return TextFolder(folder=folder, tokenizer_files=hugging_face_tokenizer_files(folder, {}))
-    return TextFolder(**_keras_text(folder)) if (folder / "tokenizer.json").is_file() else None
+    has_tokenizer = find_file(folder, "tokenizer.json", PresetError) is not None
+    return TextFolder(**_keras_text(folder)) if has_tokenizer else None
 
 
 # === Keras ===
@@ -127,21 +130,32 @@ def _read_text(folder: Path) -> TextFolder | None:
 def _read_keras(folder: Path, config: dict[str, Any]) -> PresetFolder:
     name = config.get("registered_name") or config.get("class_name")
     if name not in KERAS_CLASSES:
-        raise PresetError(f"{folder} holds {name!r}, not an OPT model ({KERAS_CLASSES[0]!r})")
+        raise PresetError(f"{folder} holds {name!r:.200}, not an OPT model ({KERAS_CLASSES[0]!r})")
     values = config["config"]
+    model_options = {key: values[key] for key in ("name", "trainable") if key in values}
+    for key, kind in (("name", str), ("trainable", bool)):
+        if not isinstance(model_options.get(key, kind()), kind):
+            raise ValueError(f"{key} is not valid: {model_options[key]!r:.200}")
     return PresetFolder(
         format="keras",
         config=_keras_sizes(values),
-        dropout=values.get("dropout", 0.1),
+        dropout=_dropout(values),
         dtype=_keras_dtype(values.get("dtype")),
-        model_options={key: values[key] for key in ("name", "trainable") if key in values},
+        model_options=model_options,
         **_keras_text(folder),
     )
 
 
+def _dropout(values: Mapping[str, Any]) -> float:
+    rate = values.get("dropout", 0.1)
+    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate <= 1:
+        raise ValueError(f"dropout must be a number from 0 to 1, got {rate!r:.200}")
+    return rate
+
+
 def _keras_text(folder: Path) -> dict[str, Any]:
     """The values of `TextFolder`."""
-    preprocessor = _preprocessor_config(folder / "preprocessor.json")
+    preprocessor = _preprocessor_config(folder)
     names = ("sequence_length", "add_start_token", "add_end_token")
     return {
         "folder": folder,
@@ -160,13 +174,18 @@ def _keras_sizes(values: dict[str, Any]) -> ModelConfig:
     return config
 
 
-def _preprocessor_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    config = read_json(path).get("config", {})
-    length = config.get("sequence_length", 1) if isinstance(config, dict) else None
-    if type(length) is not int or length < 1:
-        raise PresetError(f"{path}: sequence_length must be a positive whole number, got {length!r}")
+def _preprocessor_config(folder: Path) -> dict[str, Any]:
+    path = folder / "preprocessor.json"
+    config = serialized_config(read_json_if_there(folder, path.name), path)
+    length = config.get("sequence_length", 1)
+    if type(length) is not int or not 1 <= length <= MAX_SIZES["max_sequence_length"]:
+        raise PresetError(
+            f"{path}: sequence_length must be a positive whole number up to "
+            f"{MAX_SIZES['max_sequence_length']}, got {length!r:.200}"
+        )
+    for name in ("add_start_token", "add_end_token"):
+        if not isinstance(config.get(name, False), bool):
+            raise PresetError(f"{path}: {name} must be true or false, got {config[name]!r:.200}")
     return config
 
 
@@ -174,12 +193,15 @@ def _keras_dtype(value: Any) -> str:
     """A dtype is a name, a serialized policy, or absent in older files."""
     if isinstance(value, dict):
         if value.get("class_name") not in ("DTypePolicy", "FloatDTypePolicy"):  # Keras 3's and before
-            raise PresetError(
-                f"a {value.get('class_name')} as dtype, of a quantized model, is not supported; save "
-                "the model in float32, float16, bfloat16 or a mixed policy"
+            raise ValueError(
+                f"a {value.get('class_name')!s:.200} as dtype, of a quantized model, is not supported; "
+                "save the model in float32, float16, bfloat16 or a mixed policy"
             )
         value = value.get("config", {}).get("name")
-    return value or "float32"
+    value = value or "float32"
+    if not isinstance(value, str):
+        raise ValueError(f"dtype must be a name, got {value!r:.200}")
+    return value
 
 
 # === Hugging Face ===
@@ -191,7 +213,7 @@ def _read_hugging_face(folder: Path, config: dict[str, Any]) -> PresetFolder:
         folder=folder,
         format="huggingface",
         config=sizes,
-        dropout=config.get("dropout", 0.1),
+        dropout=_dropout(config),
         dtype="float32",
         sequence_length=min(DEFAULT_SEQUENCE_LENGTH, sizes.max_sequence_length),
         tokenizer_files=hugging_face_tokenizer_files(folder, config),

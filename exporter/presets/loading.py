@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
+from exporter.checkpoints.readers import TensorReader
+from exporter.checkpoints.weight_map import BoundTarget
 from exporter.errors import PresetError
 from exporter.opt.backbone import OPTBackbone
 from exporter.opt.causal_lm import CausalLM, OPTCausalLM
@@ -64,27 +67,27 @@ def load_causal_lm(
     return task(backbone=backbone, preprocessor=preprocessor, **options)
 
 
-def assign_weights(backbone: OPTBackbone, folder: PresetFolder) -> None:
-    """Reads a preset's weights into a backbone, one tensor at a time."""
+def _assign_weights(backbone: OPTBackbone, reader: TensorReader, targets: list[BoundTarget]) -> None:
+    """Reads weights into a backbone, one tensor at a time."""
     variables = {variable.path: variable for variable in backbone.variables}
-    reader, targets = folder.open_weights()
-    try:
-        for target in targets:
-            variables[target.name].assign(target.read(reader))
-            source = target.sources[0]
-            if source.skip_rows:
-                backbone.padding_positions = reader.read(source.name, 0, source.skip_rows)
-    finally:
-        reader.close()
+    for target in targets:
+        variables[target.name].assign(target.read(reader))
+        source = target.sources[0]
+        if source.skip_rows:
+            backbone.padding_positions = reader.read(source.name, 0, source.skip_rows)
 
 
 def _build_backbone(
     cls: type[OPTBackbone], folder: PresetFolder, load_weights: bool, overrides: dict[str, Any]
 ) -> OPTBackbone:
     arguments = {"dropout": folder.dropout, "dtype": folder.dtype, **overrides}
-    backbone = cls.from_sizes(folder.config, **arguments)
-    if load_weights:
-        assign_weights(backbone, folder)
+    if not load_weights:
+        return cls.from_sizes(folder.config, **arguments)
+    # The files first: sizes that they do not have are refused before a model of them is made.
+    reader, targets = folder.open_weights()
+    with contextlib.closing(reader):
+        backbone = cls.from_sizes(folder.config, **arguments)
+        _assign_weights(backbone, reader, targets)
     return backbone
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from exporter.errors import PresetError
+from exporter.presets.json_file import read_json
 
 # Without the first a folder is no preset; a tokenizer saved alone is none without the second.
 KEY_FILES = ("config.json", "tokenizer.json")
@@ -25,8 +27,8 @@ def check_format(folder: Path, layout: str) -> None:
     if not path.is_file():
         return
     try:
-        found = "keras" if "class_name" in json.loads(path.read_text("utf-8")) else "huggingface"
-    except (ValueError, TypeError):
+        found = "keras" if "class_name" in read_json(path) else "huggingface"
+    except PresetError:
         return  # broken, and about to be replaced
     if found != layout:
         names = {"keras": "a Keras preset", "huggingface": "a Hugging Face model"}

@@ -8,7 +8,7 @@ what goes before a prompt and what ends a text follows transformers' `AutoTokeni
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,41 +16,62 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from exporter.errors import PresetError
-from exporter.presets.json_file import read_json_if_there
+from exporter.foreign_files import find_file
+from exporter.presets.json_file import read_json, read_json_if_there, serialized_config
+from runtime.text_files import MAX_TOKENIZER_BYTES, read_text
+from runtime.tokenizer_json import TOKENIZER_FILE, check_byte_level, library_errors, merge_rules
 from runtime.tokenizer_pipeline import (
     END_TOKEN,
     MERGES_FILE,
     PAD_TOKEN,
     SPECIAL_TOKENS_FILE,
     START_TOKEN,
-    TOKENIZER_FILE,
     VOCABULARY_FILE,
     SpecialTokens,
-    check_byte_level,
-    merge_rules,
 )
-from runtime.vocabulary import byte_alphabet, parse_merges, split_rule
+from runtime.vocabulary import byte_alphabet, check_vocabulary, parse_merges, split_rule
 
-KERAS_OPTIONS = ("sequence_length", "add_prefix_space", "unsplittable_tokens")
+ASSETS = "assets/tokenizer"  # in a Keras preset folder
+KERAS_OPTIONS: dict[str, Callable[[Any], bool]] = {
+    "sequence_length": lambda value: type(value) is int and value > 0,
+    "add_prefix_space": lambda value: type(value) is bool,
+    "unsplittable_tokens": lambda value: type(value) is list and all(type(t) is str for t in value),
+}
 # How transformers names the special tokens in tokenizer_config.json.
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 def keras_tokenizer_files(folder: Path) -> dict[str, str] | None:
     """Of a Keras preset folder; `None` if it has no tokenizer."""
-    assets = folder / "assets" / "tokenizer"
-    names = (VOCABULARY_FILE, MERGES_FILE)
-    if (assets / TOKENIZER_FILE).is_file():
-        names = (TOKENIZER_FILE, SPECIAL_TOKENS_FILE)
-    elif not (assets / VOCABULARY_FILE).is_file():
-        return None
-    return {name: (assets / name).read_text(encoding="utf-8") for name in names}
+    names = (TOKENIZER_FILE, SPECIAL_TOKENS_FILE)
+    if _asset(folder, TOKENIZER_FILE) is None:
+        names = (VOCABULARY_FILE, MERGES_FILE)
+        if _asset(folder, VOCABULARY_FILE) is None:
+            return None
+    files = {}
+    for name in names:
+        if (path := _asset(folder, name)) is None:
+            raise PresetError(f"{folder / ASSETS} has {names[0]} and lacks {name}")
+        try:
+            files[name] = read_text(path, MAX_TOKENIZER_BYTES)
+        except ValueError as error:
+            raise PresetError(str(error)) from None
+    return files
+
+
+def _asset(folder: Path, name: str) -> Path | None:
+    return find_file(folder, f"{ASSETS}/{name}", PresetError)
 
 
 def keras_tokenizer_options(folder: Path) -> dict[str, Any]:
     """The options of `OPTTokenizer` in a Keras preset folder's `tokenizer.json`."""
-    config = read_json_if_there(folder / "tokenizer.json").get("config", {})
-    return {name: config[name] for name in KERAS_OPTIONS if config.get(name) is not None}
+    path = folder / "tokenizer.json"
+    config = serialized_config(read_json_if_there(folder, path.name), path)
+    options = {name: config[name] for name in KERAS_OPTIONS if config.get(name) is not None}
+    for name, value in options.items():
+        if not KERAS_OPTIONS[name](value):
+            raise PresetError(f"{path}: {name} is not valid: {value!r:.200}")
+    return options
 
 
 def hugging_face_tokenizer_files(folder: Path, config: Mapping[str, Any]) -> dict[str, str] | None:
@@ -63,18 +84,23 @@ def hugging_face_tokenizer_files(folder: Path, config: Mapping[str, Any]) -> dic
     Raises:
         PresetError: naming the file that is broken or of an unsupported kind.
     """
-    options = read_json_if_there(folder / "tokenizer_config.json")
-    path = folder / "tokenizer.json"
+    options = read_json_if_there(folder, "tokenizer_config.json")
+    fast, vocabulary, merges = (
+        find_file(folder, name, PresetError) for name in ("tokenizer.json", "vocab.json", "merges.txt")
+    )
+    path = fast or vocabulary
     try:
-        if path.is_file():
-            return _from_fast(read_json_if_there(path), options, config)
-        path = folder / "vocab.json"
-        if path.is_file() and (folder / "merges.txt").is_file():
-            merges = parse_merges((folder / "merges.txt").read_text(encoding="utf-8"))
-            return _from_slow(read_json_if_there(path), merges, options, config)
+        if fast is not None:
+            return _from_fast(read_json(fast, MAX_TOKENIZER_BYTES), options, config)
+        if vocabulary is not None and merges is not None:
+            rules = parse_merges(read_text(merges, MAX_TOKENIZER_BYTES))
+            ids = check_vocabulary(read_json(vocabulary, MAX_TOKENIZER_BYTES))
+            return _from_slow(ids, rules, options, config)
+    except PresetError:
+        raise
     except KeyError as error:
         raise PresetError(f"{path} lacks the value {error}") from None
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
         raise PresetError(f"{path}: {error}") from None
     return None
 
@@ -88,11 +114,12 @@ def _from_fast(
     special = SpecialTokens(_prefix(fast), *_end_and_pad(vocabulary, options, config))
     if _is_plain(fast, vocabulary) and special == _opt_tokens(vocabulary):
         return _plain_files(vocabulary, merge_rules(fast))
-    backend = tokenizers.Tokenizer.from_str(json.dumps(fast))
     # transformers makes these special even where the file does not; new ones would have no embedding.
     named = [token for name in NAMED_TOKENS if (token := _content(options.get(name))) in vocabulary]
-    backend.add_special_tokens(named)
-    return {TOKENIZER_FILE: backend.to_str(), SPECIAL_TOKENS_FILE: special.to_json()}
+    with library_errors(TOKENIZER_FILE):
+        backend = tokenizers.Tokenizer.from_str(json.dumps(fast))
+        backend.add_special_tokens(named)
+        return {TOKENIZER_FILE: backend.to_str(), SPECIAL_TOKENS_FILE: special.to_json()}
 
 
 def _from_slow(
@@ -105,7 +132,8 @@ def _from_slow(
     if not options:
         return _plain_files(vocabulary, merges)
     pairs = [split_rule(rule) for rule in merges]
-    backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=pairs))
+    with library_errors("the vocabulary with its merge rules"):
+        backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=pairs))
     spaced = bool(options.get("add_prefix_space", False))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=spaced)
     backend.decoder = decoders.ByteLevel()
@@ -154,11 +182,10 @@ def _opt_tokens(vocabulary: Mapping[str, int]) -> SpecialTokens:
 def _prefix(fast: Mapping[str, Any]) -> int | None:
     """The token that the file's post-processor puts before a text; `None` if it puts none."""
     model = {**fast["model"], "vocab": {"a": 0}, "merges": [], "unk_token": None}
-    bare = {**fast, "model": model, "added_tokens": [], "normalizer": None, "pre_tokenizer": None}
-    try:
+    left_out = ("normalizer", "pre_tokenizer", "truncation", "padding")
+    bare = {**fast, **dict.fromkeys(left_out), "model": model, "added_tokens": []}
+    with library_errors("its post-processor or model"):
         encoding = tokenizers.Tokenizer.from_str(json.dumps(bare)).encode("a")
-    except Exception as error:  # the library raises plain Exception
-        raise ValueError(f"not valid: {error}") from None
     prefix = encoding.ids[: encoding.special_tokens_mask.index(0)]
     if len(prefix) > 1:
         raise ValueError(f"it puts {len(prefix)} tokens before a text, {prefix}; only one is supported")

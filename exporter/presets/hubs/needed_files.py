@@ -5,11 +5,12 @@ Repositories often hold the same weights for several frameworks: one set of them
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 from exporter.presets.hubs.failure import HubFailure, one_line
+from exporter.presets.json_file import MAX_CONFIG_BYTES
+from runtime.text_files import parse_json, read_text
 
 CONFIG_FILE = "config.json"
 
@@ -40,7 +41,7 @@ def layout_of(config_file: Path) -> str:
         HubFailure: if there is no such file, or it holds no JSON object.
     """
     try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
+        config = parse_json(read_text(config_file, MAX_CONFIG_BYTES))
     except FileNotFoundError:
         raise HubFailure(f"it has no {CONFIG_FILE}, so it holds no model") from None
     except ValueError as error:

@@ -1,0 +1,47 @@
+"""Finding the files of a folder that a stranger may have made."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+
+def find_file(folder: Path, name: str, error: type[ValueError]) -> Path | None:
+    """The regular file of a name in a folder; `None` if there is nothing.
+
+    The folder itself may be a link, and its files may be links within it. A link that leads out is
+    refused: it would put a file that the folder's maker has never seen into what is made of it. The
+    cache of `huggingface_hub` is laid out with such links, from `snapshots/COMMIT` into the `blobs`
+    beside `snapshots`, and its folders serve whoever names them.
+
+    Args:
+        folder: the folder of the preset.
+        name: path of the file in it, from this program and not from a file.
+        error: what to raise.
+
+    Raises:
+        error: if it is a folder, pipe or device, or a link that leads out of the folder or nowhere.
+    """
+    path = folder / name
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        if path.is_symlink():
+            raise error(f"{path} is a link to {path.readlink()}, which is not there") from None
+        return None
+    except (OSError, ValueError) as failure:  # links in a circle, a null character in the name
+        raise error(f"{path} cannot be read: {failure}") from None
+    if not stat.S_ISREG(mode):
+        raise error(f"{path} is not a regular file; put a plain file in its place")
+    target, home = path.resolve(), folder.resolve()
+    if not target.is_relative_to(home) and not _is_blob(target, home):
+        raise error(
+            f"{path} is a link out of its folder, to {target}, which is not followed; put a copy of "
+            "the file into the folder, or give the folder that it is in"
+        )
+    return path
+
+
+def _is_blob(target: Path, home: Path) -> bool:
+    """Whether a file is where the cache of `huggingface_hub` keeps those of a snapshot."""
+    return home.parent.name == "snapshots" and target.parent == home.parent.parent / "blobs"

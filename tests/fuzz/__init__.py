@@ -1,0 +1,1 @@
+"""Fuzzers of everything that reads files from strangers; see `python -m tests.fuzz --list`."""
