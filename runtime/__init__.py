@@ -4,8 +4,27 @@ Needs numpy, tokenizers and ONNX Runtime (`pip install 'opt-onnx[cpu]'` or `'opt
 """
 
 from runtime import samplers
-from runtime.errors import BundleError, RuntimeMissingError
+from runtime.errors import (
+    BundleError,
+    CacheMemoryError,
+    ForkedProcessError,
+    GenerationCancelledError,
+    GenerationTimeoutError,
+    LogitsError,
+    RuntimeMissingError,
+)
 from runtime.generator import Generator
 from runtime.results import GenerationResult
 
-__all__ = ["BundleError", "GenerationResult", "Generator", "RuntimeMissingError", "samplers"]
+__all__ = [
+    "BundleError",
+    "CacheMemoryError",
+    "ForkedProcessError",
+    "GenerationCancelledError",
+    "GenerationResult",
+    "GenerationTimeoutError",
+    "Generator",
+    "LogitsError",
+    "RuntimeMissingError",
+    "samplers",
+]

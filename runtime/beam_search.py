@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from runtime.decoder import Decoder
 from runtime.generation import Hypothesis, RowRequest, Run
 from runtime.probabilities import Floats, largest, log_probabilities
-from runtime.results import FinishReason
+from runtime.results import CutReason, FinishReason
 
 
 class BeamSearchRun(Run):
@@ -44,18 +44,30 @@ class BeamSearchRun(Run):
         self._searches = [RowSearch(request, num_beams, all_beams) for request in requests]
         self._all_beams = all_beams
 
-    def steps(self) -> Iterator[dict[int, int]]:
+    def steps(self) -> Generator[dict[int, int]]:
         """Yields tokens by row number as they become certain, until every row has ended."""
         if self._running():
             yield from self._search()
         if self._all_beams:
             for row, search in zip(self.rows, self._searches, strict=True):
-                row.hypotheses = search.hypotheses()
+                row.hypotheses = search.hypotheses("length")
+
+    def cut(self, reason: CutReason) -> None:
+        """Ends the rows that still run with the best beams so far."""
+        self.cut_reason = reason
+        for i in self._running():
+            row, search = self.rows[i], self._searches[i]
+            row.token_ids[:] = search.beams[0].token_ids
+            row.finish_reason = search.beams[0].finish_reason or reason
+        if self._all_beams:
+            for row, search in zip(self.rows, self._searches, strict=True):
+                row.hypotheses = search.hypotheses(reason)
 
     def _search(self) -> Iterator[dict[int, int]]:
+        # Before the prompts are read, so that too large a cache is refused at once.
+        cache = self._decoder.new_cache(len(self.rows) * self._num_beams, self._room())
         prompts, output = self._prefill(self._longest_prompt())
         with self._decoding():
-            cache = self._decoder.new_cache(len(self.rows) * self._num_beams, self._room())
             for i in self._running():
                 first_row = i * self._num_beams
                 targets = np.arange(first_row, first_row + self._num_beams)
@@ -180,10 +192,13 @@ class RowSearch:
         others = (beam.token_ids[known:] for beam in self.beams[1:])
         return best[: min((_shared_length(best, other) for other in others), default=len(best))]
 
-    def hypotheses(self) -> tuple[Hypothesis, ...]:
-        """All beams, best first; a prompt without room for a token has equal empty ones."""
+    def hypotheses(self, unfinished: FinishReason) -> tuple[Hypothesis, ...]:
+        """All beams, best first; a prompt without room for a token has equal empty ones.
+
+        `unfinished` is the finish reason of beams that have not ended.
+        """
         found = [
-            Hypothesis(beam.token_ids, beam.score, beam.finish_reason or "length")
+            Hypothesis(beam.token_ids, beam.score, beam.finish_reason or unfinished)
             for beam in self.beams
         ]
         return tuple(found if found[0].token_ids else found * self._num_beams)

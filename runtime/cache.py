@@ -9,6 +9,14 @@ from numpy.typing import NDArray
 
 from graphs.contract import ModelConfig, cache_shape
 
+# Of each row: the graphs write padding that would lie past the end into the last slot.
+SPARE_SLOTS = 1
+
+
+def cache_bytes(config: ModelConfig, batch: int, capacity: int, dtype: str) -> int:
+    """Bytes that a `KVCache` of these arguments takes."""
+    return config.cache_bytes(batch, capacity + SPARE_SLOTS, np.dtype(dtype).itemsize)
+
 
 class KVCache:
     """Keys and values of the tokens that each row has seen.
@@ -25,8 +33,7 @@ class KVCache:
     """
 
     def __init__(self, config: ModelConfig, batch: int, capacity: int, dtype: str) -> None:
-        # One spare slot: the graphs write padding that would lie past the end into the last one.
-        sizes = {"batch": batch, "capacity": capacity + 1}
+        sizes = {"batch": batch, "capacity": capacity + SPARE_SLOTS}
         shape = tuple(sizes[d] if isinstance(d, str) else d for d in cache_shape(config))
         self.capacity = capacity
         # Zeros, because masked slots are multiplied by zero and must not hold NaN. One array, because

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from runtime.command import run_command
+from runtime.interrupts import undone_when_ended
 from runtime.sampler_options import (
     SAMPLERS_HELP,
     add_sampler_options,
@@ -22,6 +23,7 @@ from runtime.sampler_options import (
     named_sampler,
 )
 from runtime.samplers import BeamSampler
+from runtime.sizes import parse_bytes
 
 if TYPE_CHECKING:
     from runtime.generator import Generator
@@ -63,6 +65,18 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--batch-size", type=int, default=8, metavar="N", help="prompts at a time with --input"
     )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        help="time for each prompt, or with --input for each batch of them; texts that are not "
+        'complete then end in an error, with --input in "finish_reason": "timeout"',
+    )
+    parser.add_argument(
+        "--max-cache-bytes",
+        metavar="SIZE",
+        help="refuse a KV cache of more, such as 2GB or 500MB (default: what memory is free)",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
     parser.add_argument("--verify", action="store_true", help="check the weights' hash first")
@@ -85,6 +99,7 @@ def _run(options: argparse.Namespace) -> None:
         raise ValueError("--output goes with --input; redirect standard output otherwise")
     if options.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {options.batch_size}")
+    max_cache_bytes = None if options.max_cache_bytes is None else parse_bytes(options.max_cache_bytes)
     requests = _read_requests(options.input) if options.input is not None else []
     prompts = [] if options.input is not None else _prompts(options.prompts)
     sampler = named_sampler(options)
@@ -98,12 +113,14 @@ def _run(options: argparse.Namespace) -> None:
             threads=options.threads,
             verify=options.verify,
             packed_weights=not options.no_packed_weights,
+            max_cache_bytes=max_cache_bytes,
         )
     generator.compile(sampler or changed_sampler(generator.sampler, options))
     settings = {
         "max_length": options.max_length,
         "stop_token_ids": None if options.no_stop else "auto",
         "strip_prompt": options.strip_prompt,
+        "timeout": options.timeout,
     }
     if options.input is None:
         for prompt in prompts:
@@ -184,7 +201,10 @@ def _output(path: str | None) -> Iterator[TextIO]:
     target = Path(path)
     temporary = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with (
+            undone_when_ended(lambda: temporary.unlink(missing_ok=True)),
+            temporary.open("w", encoding="utf-8") as file,
+        ):
             yield file
         temporary.replace(target)
     finally:

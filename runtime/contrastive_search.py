@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,13 +41,14 @@ class ContrastiveSearchRun(Run):
         self._alpha = alpha
         self._temperature = temperature
 
-    def steps(self) -> Iterator[dict[int, int]]:
+    def steps(self) -> Generator[dict[int, int]]:
         """Yields the tokens of each step by row number, until every row has ended."""
         if not self._running():
             return
+        # Before the prompts are read, so that too large a cache is refused at once.
+        cache = self._decoder.new_cache(len(self.rows) * self._k, self._room())
         prompts, output = self._prefill(self._longest_prompt(), hidden_states=True)
         with self._decoding():
-            cache = self._decoder.new_cache(len(self.rows) * self._k, self._room())
             paths = {i: self._begin(i, cache, prompts, output) for i in self._running()}
         del prompts, output
         while paths:

@@ -20,7 +20,8 @@ class StepOutput:
 
     Attributes:
         logits: float32 [batch, vocabulary], for each row's last valid new token. The array may be
-            reused by the next call: copy what is to outlive it.
+            reused by the next call: copy what is to outlive it. A row without new tokens has no
+            logits; what is there in their place has no meaning.
         hidden_states: float32 [batch, sequence, hidden] after the final norm, or `None` where the
             caller did not ask for them.
     """

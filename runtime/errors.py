@@ -9,3 +9,36 @@ class BundleError(ValueError):
 
 class RuntimeMissingError(ImportError):
     """ONNX Runtime is not installed, or lacks what was asked for."""
+
+
+class CacheMemoryError(RuntimeError):
+    """A KV cache would not fit; nothing of it was allocated.
+
+    Attributes:
+        needed: bytes of the cache that was asked for.
+        allowed: bytes that it could have had.
+    """
+
+    def __init__(self, message: str, needed: int, allowed: int) -> None:
+        super().__init__(message)
+        self.needed = needed
+        self.allowed = allowed
+
+    def __reduce__(self) -> tuple[type[CacheMemoryError], tuple[str, int, int]]:
+        return type(self), (str(self), self.needed, self.allowed)
+
+
+class LogitsError(RuntimeError):
+    """The model gave logits that are no finite numbers, by which no token can be chosen."""
+
+
+class GenerationTimeoutError(TimeoutError):
+    """The time limit of a call was reached before its texts were complete."""
+
+
+class GenerationCancelledError(RuntimeError):
+    """A call's `cancel` event was set before its texts were complete."""
+
+
+class ForkedProcessError(RuntimeError):
+    """A generator is used in a process that was forked from the one that made it."""

@@ -10,7 +10,7 @@ import functools
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, overload
 
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.decoder import Decoder, StepOutput
-from runtime.results import FinishReason
+from runtime.results import CutReason, FinishReason
 
 
 @dataclass(frozen=True)
@@ -99,17 +99,28 @@ class Run(ABC):
     Attributes:
         rows: the batch.
         prefill_seconds: time spent on the prompts.
+        cut_reason: why it ended before its rows did, if so; see `cut`.
     """
 
     def __init__(self, decoder: Decoder, requests: Sequence[RowRequest]) -> None:
         self._decoder = decoder
         self.rows = [Row(request) for request in requests]
         self.prefill_seconds = 0.0
+        self.cut_reason: CutReason | None = None
         self._decode_time = _Stopwatch()
 
     @abstractmethod
-    def steps(self) -> Iterator[dict[int, int]]:
-        """Yields the tokens of each step by row number, until every row has ended."""
+    def steps(self) -> Generator[dict[int, int]]:
+        """Yields the tokens of each step by row number, until every row has ended.
+
+        The cache is taken with the first step; closing the generator frees it.
+        """
+
+    def cut(self, reason: CutReason) -> None:
+        """Ends the rows that still run, after a step was refused; their tokens so far stay."""
+        self.cut_reason = reason
+        for i in self._running():
+            self.rows[i].finish_reason = reason
 
     def _running(self) -> list[int]:
         return [i for i, row in enumerate(self.rows) if row.finish_reason is None]
@@ -163,7 +174,7 @@ class GenerationRun(Run):
         self._sampler = sampler
         self._generators = _RowGenerators(sampler.seed, [request.prompt for request in requests])
 
-    def steps(self) -> Iterator[dict[int, int]]:
+    def steps(self) -> Generator[dict[int, int]]:
         """Yields the tokens of each step by row number, until every row has ended."""
         running = self._running()
         if not running:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,13 @@ from runtime.arguments import (
     encode_prompts,
     read_stop_ids,
 )
+from runtime.cache_budget import CacheBudget
+from runtime.call import Call
+from runtime.call_decoder import CallDecoder
+from runtime.call_limits import CallLimits, CancelEvent
 from runtime.decoder import Decoder
-from runtime.generation import Row, RowRequest, Run
+from runtime.forked_process import check_process
+from runtime.generation import RowRequest, Run
 from runtime.inputs import (
     Batch,
     TextBatch,
@@ -24,10 +32,23 @@ from runtime.inputs import (
     iterate_batches,
     read_batch,
 )
-from runtime.outputs import give_texts, give_tokens, join
-from runtime.results import Beam, GenerationResult
+from runtime.outputs import give_results, give_texts, give_tokens, join
+from runtime.results import GenerationResult
 from runtime.samplers import Sampler
 from runtime.tokenizer import StreamDecoder, Tokenizer
+
+
+@dataclass(frozen=True)
+class BundleSource:
+    """The arguments of `Generator.from_bundle`: what another process needs to make the same one."""
+
+    bundle: str
+    device: str
+    threads: int | None
+    verify: bool
+    packed_weights: bool
+    independent_rows: bool
+    max_cache_bytes: int | None
 
 
 class Generator:
@@ -35,11 +56,26 @@ class Generator:
 
     Usually made by `Generator.from_bundle`.
 
+    Any number of threads may use one generator at once; each call gets what it would get alone. Their
+    steps run side by side in ONNX Runtime's threads, which gives more tokens a second than taking
+    turns. A call uses the sampler that was set when it began, whatever `compile` sets meanwhile; a
+    sampler of one's own must keep no state between calls.
+
+    The same bundle, prompt, seed and number of threads give the same text, alone or in any batch, in
+    any process on the same kind of CPU.
+
+    One made by `from_bundle` can be pickled, and so passed to a process that multiprocessing starts
+    by `"spawn"` or `"forkserver"`, which then opens the bundle itself. In a process forked from the
+    one that made it, it raises `ForkedProcessError`: ONNX Runtime's threads do not live on there.
+
     Args:
         decoder: the model.
         tokenizer: turns text into its tokens; `None` to work on token dictionaries only.
         sampler: a name, a `Sampler` or its serialized configuration; see `compile`.
         max_length: the default of `generate`'s; at most the model's positions.
+        max_cache_bytes: most that the KV caches of all calls in flight may take together. A call whose
+            cache would exceed it raises `CacheMemoryError`; so does, limit or not, one whose cache
+            does not fit the memory that the machine and the process's control groups have left.
 
     Example::
 
@@ -56,8 +92,12 @@ class Generator:
         tokenizer: Tokenizer | None,
         sampler: str | Sampler | Mapping[str, object] = "top_k",
         max_length: int | None = None,
+        max_cache_bytes: int | None = None,
     ) -> None:
         self._decoder = decoder
+        self._budget = CacheBudget(max_cache_bytes)
+        self._process = os.getpid()
+        self._source: BundleSource | None = None
         self.tokenizer = tokenizer
         self.config = decoder.config
         length = self.config.max_sequence_length if max_length is None else max_length
@@ -73,6 +113,8 @@ class Generator:
         *,
         verify: bool = False,
         packed_weights: bool = True,
+        independent_rows: bool = True,
+        max_cache_bytes: int | None = None,
     ) -> Generator:
         """Loads an exported bundle.
 
@@ -87,6 +129,10 @@ class Generator:
                 folder `packed` beside them, or in the user's cache folder: about twice their size,
                 written once, then mapped and shared by all processes. `False` packs them in memory at
                 every start: for a bundle that is run once, or where disk is scarce.
+            independent_rows: whether a prompt gives the same text in a batch as alone from an int4
+                bundle too, whose kernels round differently by the number of rows, so that each row
+                takes its steps alone. `False` makes batches faster, to about half the time a step.
+            max_cache_bytes: most that the KV caches of all calls in flight may take; see `Generator`.
 
         Warns:
             RuntimeWarning: if they cannot be kept so; they are packed in memory then.
@@ -95,17 +141,50 @@ class Generator:
             BundleError: if the folder is no bundle, is incomplete, altered or of another revision.
             RuntimeMissingError: if ONNX Runtime is not installed or lacks the device.
         """
-        from runtime.bundle import load_bundle
+        from runtime.bundle import open_bundle
         from runtime.session import SessionDecoder
 
-        loaded = load_bundle(bundle, verify=verify)
-        decoder = SessionDecoder(loaded, device=device, threads=threads, packed_weights=packed_weights)
-        return cls(
+        loaded, decoder = open_bundle(
+            bundle,
+            lambda found: SessionDecoder(
+                found,
+                device=device,
+                threads=threads,
+                packed_weights=packed_weights,
+                independent_rows=independent_rows,
+            ),
+            verify=verify,
+        )
+        generator = cls(
             decoder,
             loaded.tokenizer,
             sampler=loaded.manifest.generation.sampler,
             max_length=loaded.manifest.generation.max_length,
+            max_cache_bytes=max_cache_bytes,
         )
+        generator._source = BundleSource(
+            os.path.abspath(bundle),
+            device,
+            threads,
+            verify,
+            packed_weights,
+            independent_rows,
+            max_cache_bytes,
+        )
+        return generator
+
+    def __reduce__(self) -> tuple[Callable[..., Generator], tuple[object, ...]]:
+        if self._source is None:
+            raise TypeError(
+                "only a Generator that Generator.from_bundle made can be pickled or passed to another "
+                "process: this one was made from a decoder. Make one in each process from a bundle"
+            )
+        return _reopen, (type(self), self._source, self.sampler, self.max_length)
+
+    @property
+    def cache_bytes_in_use(self) -> int:
+        """Bytes of the KV caches of all calls in flight."""
+        return self._budget.bytes_in_use
 
     def compile(self, sampler: str | Sampler | Mapping[str, object] = "top_k") -> None:
         """Sets the sampler.
@@ -123,6 +202,9 @@ class Generator:
         max_length: int | None = None,
         stop_token_ids: StopTokenIds = "auto",
         strip_prompt: bool = False,
+        *,
+        timeout: float | None = None,
+        cancel: CancelEvent | None = None,
     ) -> Any:
         """Continues prompts.
 
@@ -137,6 +219,8 @@ class Generator:
             stop_token_ids: tokens that end a row. `"auto"` is the tokenizer's end token; `None`
                 generates until `max_length`.
             strip_prompt: whether to leave the prompt out of the result.
+            timeout: seconds from the call after which it ends, also in the middle of a long prompt.
+            cancel: a `threading.Event`; the call ends soon after any thread sets it.
 
         Returns:
             A string for a string, a list of strings for several, a dictionary for a dictionary: there
@@ -148,13 +232,16 @@ class Generator:
             ValueError: if a prompt is longer than `max_length`, `max_length` than the model's
                 positions, a token id is not in the vocabulary, the sampler asks for more tokens
                 than there are, or the input is of another kind.
+            GenerationTimeoutError, GenerationCancelledError: if the timeout or `cancel` ended the call
+                before its texts were complete; `generate_results` gives what there was until then.
+            CacheMemoryError: if the KV cache would not fit; see `Generator`.
+            LogitsError: if the model gave logits that are NaN or infinite.
+            ForkedProcessError: in a process forked from the one that made the generator.
         """
+        call = self._call(max_length, stop_token_ids, strip_prompt, timeout, cancel)
         if is_stream_of_batches(inputs):
-            return join(
-                self._generate_batch(batch, max_length, stop_token_ids, strip_prompt)
-                for batch in iterate_batches(inputs)
-            )
-        return self._generate_batch(read_batch(inputs), max_length, stop_token_ids, strip_prompt)
+            return join(self._generate_batch(batch, call) for batch in iterate_batches(inputs))
+        return self._generate_batch(read_batch(inputs), call)
 
     def generate_results(
         self,
@@ -162,14 +249,25 @@ class Generator:
         max_length: int | None = None,
         stop_token_ids: StopTokenIds = "auto",
         strip_prompt: bool = False,
+        *,
+        timeout: float | None = None,
+        cancel: CancelEvent | None = None,
     ) -> list[GenerationResult]:
-        """As `generate`, but with token counts, speeds and finish reason: one result a prompt."""
+        """As `generate`, but with token counts, speeds and finish reason: one result a prompt.
+
+        Where the timeout or `cancel` ends the call, rows that were not complete have what there is
+        of them, and the finish reason `"timeout"` or `"cancelled"`. Of an iterable of batches, those
+        after the one that was cut have no results.
+        """
+        call = self._call(max_length, stop_token_ids, strip_prompt, timeout, cancel)
         source = iterate_batches(inputs) if is_stream_of_batches(inputs) else [read_batch(inputs)]
-        return [
-            result
-            for batch in source
-            for result in self._results(batch, max_length, stop_token_ids, strip_prompt)
-        ]
+        results: list[GenerationResult] = []
+        for batch in source:
+            run = self._finish(batch, call)
+            results += give_results(run, self.tokenizer, strip_prompt)
+            if run.cut_reason is not None:
+                break
+        return results
 
     def stream(
         self,
@@ -177,89 +275,86 @@ class Generator:
         max_length: int | None = None,
         stop_token_ids: StopTokenIds = "auto",
         strip_prompt: bool = False,
+        *,
+        timeout: float | None = None,
+        cancel: CancelEvent | None = None,
     ) -> Iterator[str]:
         """Yields the text of one prompt as it comes; joined, the pieces are `generate`'s result.
 
         Every piece is whole characters: bytes are held back until a character is complete. Arguments
         and errors are `generate`'s; errors in them raise at the call, before the first piece. Beam
         search gives the best beam, each piece as soon as no other beam can change it.
+
+        The KV cache is taken when the first piece is asked for, and freed at the end, or as soon as
+        the iterator is closed or deleted. The time of `timeout` begins with the call.
         """
+        call = self._call(max_length, stop_token_ids, strip_prompt, timeout, cancel)
         batch = read_batch(prompt)
         if not isinstance(batch, TextBatch) or not batch.single:
             raise ValueError(f"stream() takes one string, got {prompt!r}")
-        run = self._start(batch, max_length, stop_token_ids)
-        return self._stream_text(run, strip_prompt)
+        return self._stream_text(self._start(batch, call), call)
 
-    def _stream_text(self, run: Run, strip_prompt: bool) -> Iterator[str]:
+    def _stream_text(self, run: Run, call: Call) -> Iterator[str]:
         assert self.tokenizer is not None
         decoder = StreamDecoder(self.tokenizer, skip_special_tokens=True)
-        if not strip_prompt and (piece := _push(decoder, run.rows[0].request.prompt)):
+        if not call.strip_prompt and (piece := _push(decoder, run.rows[0].request.prompt)):
             yield piece
-        for drawn in run.steps():
-            if piece := decoder.push(drawn[0]):
-                yield piece
+        with contextlib.closing(call.steps(run)) as steps:
+            for drawn in steps:
+                if piece := decoder.push(drawn[0]):
+                    yield piece
+        call.check_complete(run)
         if piece := decoder.finish():
             yield piece
 
-    def _generate_batch(
-        self, batch: Batch, max_length: int | None, stop_token_ids: StopTokenIds, strip_prompt: bool
-    ) -> Any:
+    def _call(
+        self,
+        max_length: int | None,
+        stop_token_ids: StopTokenIds,
+        strip_prompt: bool,
+        timeout: float | None,
+        cancel: CancelEvent | None,
+    ) -> Call:
+        limits = CallLimits(timeout, cancel)
+        return Call(self.sampler, max_length, stop_token_ids, strip_prompt, limits)
+
+    def _generate_batch(self, batch: Batch, call: Call) -> Any:
+        run = self._finish(batch, call)
+        call.check_complete(run)
         if isinstance(batch, TextBatch):
-            results = self._results(batch, max_length, stop_token_ids, strip_prompt)
-            return give_texts(results, batch.single)
-        return give_tokens(batch, self._finish(batch, None, stop_token_ids).rows, strip_prompt)
+            return give_texts(give_results(run, self.tokenizer, call.strip_prompt), batch.single)
+        return give_tokens(batch, run.rows, call.strip_prompt)
 
-    def _results(
-        self, batch: Batch, max_length: int | None, stop_token_ids: StopTokenIds, strip_prompt: bool
-    ) -> list[GenerationResult]:
-        run = self._finish(batch, max_length, stop_token_ids)
-        return [
-            GenerationResult(
-                text=self._text(row, row.token_ids, strip_prompt),
-                prompt_token_ids=row.request.prompt,
-                token_ids=tuple(row.token_ids),
-                finish_reason=row.finish_reason or "length",
-                prefill_seconds=run.prefill_seconds,
-                decode_seconds=run.decode_seconds,
-                beams=self._beams(row, strip_prompt),
-            )
-            for row in run.rows
-        ]
-
-    def _beams(self, row: Row, strip_prompt: bool) -> tuple[Beam, ...] | None:
-        if row.hypotheses is None:
-            return None
-        return tuple(
-            Beam(self._text(row, h.token_ids, strip_prompt), h.token_ids, h.score, h.finish_reason)
-            for h in row.hypotheses
-        )
-
-    def _text(self, row: Row, answer: Sequence[int], strip_prompt: bool) -> str | None:
-        if self.tokenizer is None:
-            return None
-        prompt = () if strip_prompt else row.request.prompt
-        return self.tokenizer.decode([*prompt, *answer], skip_special_tokens=True)
-
-    def _finish(self, batch: Batch, max_length: int | None, stop_token_ids: StopTokenIds) -> Run:
-        run = self._start(batch, max_length, stop_token_ids)
-        for _ in run.steps():
+    def _finish(self, batch: Batch, call: Call) -> Run:
+        run = self._start(batch, call)
+        for _ in call.steps(run):
             pass
         return run
 
-    def _start(self, batch: Batch, max_length: int | None, stop_token_ids: StopTokenIds) -> Run:
+    def _start(self, batch: Batch, call: Call) -> Run:
         """Checks everything that the caller gave and sets up the run."""
+        check_process(self._process)
         if isinstance(batch, TokenBatch):
             prompts = [
                 tuple(row[:n].tolist()) for row, n in zip(batch.token_ids, batch.lengths, strict=True)
             ]
             limit = check_length(batch.token_ids.shape[1], "the length of token_ids", self.config)
         else:
-            length = self.max_length if max_length is None else max_length
+            length = self.max_length if call.max_length is None else call.max_length
             limit = check_length(length, "max_length", self.config)
             prompts = encode_prompts(batch.texts, self.tokenizer, limit, self.config)
         check_prompts(prompts, self.config)
-        stops = read_stop_ids(stop_token_ids, self.tokenizer, self.config)
-        return self.sampler.start(self._decoder, [RowRequest(p, limit, stops) for p in prompts])
+        stops = read_stop_ids(call.stop_token_ids, self.tokenizer, self.config)
+        decoder = CallDecoder(self._decoder, self._budget, call.limits, self._process)
+        return call.sampler.start(decoder, [RowRequest(p, limit, stops) for p in prompts])
+
+
+def _reopen(cls: type[Generator], source: BundleSource, sampler: Sampler, max_length: int) -> Generator:
+    """What unpickling calls."""
+    generator = cls.from_bundle(**asdict(source))
+    generator.max_length = max_length
+    generator.compile(sampler)
+    return generator
 
 
 def _push(decoder: StreamDecoder, token_ids: Sequence[int]) -> str:

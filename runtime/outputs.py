@@ -8,11 +8,42 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.generation import Row
+from runtime.generation import Row, Run
 from runtime.inputs import PADDING_MASK, TOKEN_IDS, TokenBatch
-from runtime.results import GenerationResult
+from runtime.results import Beam, GenerationResult
+from runtime.tokenizer import Tokenizer
 
 SCORES = "scores"
+
+
+def give_results(run: Run, tokenizer: Tokenizer | None, strip_prompt: bool) -> list[GenerationResult]:
+    """The outcome of each row, with texts where there is a tokenizer."""
+
+    def text(row: Row, answer: Sequence[int]) -> str | None:
+        if tokenizer is None:
+            return None
+        prompt = () if strip_prompt else row.request.prompt
+        return tokenizer.decode([*prompt, *answer], skip_special_tokens=True)
+
+    def beams(row: Row) -> tuple[Beam, ...] | None:
+        if row.hypotheses is None:
+            return None
+        return tuple(
+            Beam(text(row, h.token_ids), h.token_ids, h.score, h.finish_reason) for h in row.hypotheses
+        )
+
+    return [
+        GenerationResult(
+            text=text(row, row.token_ids),
+            prompt_token_ids=row.request.prompt,
+            token_ids=tuple(row.token_ids),
+            finish_reason=row.finish_reason or "length",
+            prefill_seconds=run.prefill_seconds,
+            decode_seconds=run.decode_seconds,
+            beams=beams(row),
+        )
+        for row in run.rows
+    ]
 
 
 def give_texts(results: Sequence[GenerationResult], single: bool) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-FinishReason = Literal["stop", "length"]
+CutReason = Literal["timeout", "cancelled"]
+FinishReason = Literal["stop", "length", "timeout", "cancelled"]
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Beam:
         text: as `GenerationResult.text`.
         token_ids: the new tokens, with the stop token where one was drawn.
         score: sum of the new tokens' log-probabilities, natural logarithm.
-        finish_reason: `"stop"` after a stop token, `"length"` at `max_length`.
+        finish_reason: as `GenerationResult.finish_reason`.
     """
 
     text: str | None
@@ -33,7 +34,8 @@ class GenerationResult:
         text: the text as `generate` gives it; `None` where there is no tokenizer.
         prompt_token_ids: the prompt's tokens, with the start token.
         token_ids: the new tokens, with the stop token where one was drawn.
-        finish_reason: `"stop"` after a stop token, `"length"` at `max_length`.
+        finish_reason: `"stop"` after a stop token, `"length"` at `max_length`; `"timeout"` or
+            `"cancelled"` where the call ended before, with the tokens so far.
         prefill_seconds: time of the pass over the prompts of the row's batch.
         decode_seconds: time from then to the end of the batch.
         beams: all beams, best first, where the sampler was asked for them; the first is this result.

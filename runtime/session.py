@@ -1,14 +1,11 @@
-"""ONNX Runtime sessions over a bundle's two graphs: the one file that imports onnxruntime."""
+"""ONNX Runtime sessions over a bundle's two graphs, run on the buffers of a KV cache."""
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import operator
-import os
-import warnings
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,47 +20,19 @@ from graphs.contract import (
     past_names,
     present_names,
 )
-from graphs.manifest import FileEntry
 from runtime.bundle import Bundle
 from runtime.cache import KVCache
-from runtime.cpu_features import sums_8_bit_products_exactly
 from runtime.decoder import IntArray, StepOutput
-from runtime.errors import BundleError, RuntimeMissingError
-from runtime.packed_weights import DATA_FILE, MODEL_FILE, PackedWeights, PackError
-from runtime.threads import available_cores
+from runtime.forked_process import keep_in_children
+from runtime.interruptible_run import run_interruptibly
+from runtime.session_opener import PROVIDERS, SessionOpener, check_threads, choose_provider
 
-# ONNX Runtime reports usage to its makers unless told otherwise; who wants that sets the variable to 0.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-try:
-    import onnxruntime as ort
-except ImportError as error:
-    raise RuntimeMissingError(
-        f"ONNX Runtime is not installed or does not load ({error}). Install one "
-        "flavour of it: pip install 'opt-onnx[cpu]' for CPUs, or pip install 'opt-onnx[gpu]' for "
-        "NVIDIA GPUs"
-    ) from error
+# After the import above, whose error says what to install.
+import onnxruntime as ort  # isort: skip
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-DEVICES = ("auto", *PROVIDERS)
-# Products of 8-bit numbers in a way that does not overflow, which takes two to three times as long: for
-# CPUs whose fast way does.
-EXACT = {} if sums_8_bit_products_exactly() else {"session.x64quantprecision": "1"}
-# Threads wait awake between the parts of a step and from one step to the next, but use no CPU soon
-# after the last one. By default they spin a million times, which is up to half a second.
-SPINNING = {"session.intra_op.spin_duration_us": "2000"}
-# Weights stay as they are in the file, mapped and shared by sessions and by processes.
-UNPACKED = {"session.disable_prepacking": "1"}
-# Saves a session's packed weights; smaller tensors stay in the graph file.
-WRITE_PACK = {
-    "session.optimized_model_external_initializers_file_name": DATA_FILE,
-    "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
-    "session.save_external_prepacked_constant_initializers": "1",
-}
-# ONNX Runtime joins a norm and the sum before it into one operator that takes five times as long.
-SLOW_FUSIONS = ["SkipLayerNormFusion", "BiasSkipLayerNormFusion"]
-# The attention kernel that keeps no scores takes up to twice as long for a prompt on the CPU, and as
-# long for one token; chunks bound the memory of the scores. Read when a session is opened.
-PLAIN_ATTENTION = {"ORT_GQA_DISABLE_FLASH_ATTENTION": "1"}
+# Weights times tokens of a run that is worth a thread of its own, to be able to end it: tens of
+# milliseconds, where the thread costs a tenth of one.
+LONG_RUN = 5e9
 CHUNK_TOKENS = 192  # of a long prompt at a time: its scores fit the cache, and their memory is bounded
 
 
@@ -74,9 +43,14 @@ class BoundCache(KVCache):
         super().__init__(decoder.config, batch, capacity, decoder.cache_dtype)
         self.decode_ids = np.zeros((batch, 1), np.int64)
         self.new_lengths = np.zeros(batch, np.int32)
-        self.logits = np.empty((batch, decoder.config.vocabulary_size), np.float32)
+        # Zeros, so that rows which have had no token yet do not show what the memory held before.
+        self.logits = np.zeros((batch, decoder.config.vocabulary_size), np.float32)
         # Bound once: a step writes new numbers into the same buffers.
-        self.decode_binding = decoder.bind(Phase.DECODE, self, self.decode_ids, self.new_lengths)
+        self.decode_bindings = []
+        for rows in decoder.groups(batch):
+            ids, lengths = self.decode_ids[rows], self.new_lengths[rows]
+            binding = decoder.bind(Phase.DECODE, self, ids, lengths, None, rows)
+            self.decode_bindings.append((rows, binding))
         # The lengths as plain numbers, and what a step gives: always the same buffer.
         self.length_view = self.lengths.data
         self.step_output = StepOutput(self.logits)
@@ -92,7 +66,11 @@ class SessionDecoder:
             use, see `runtime.threads`.
         packed_weights: whether a bundle for CPUs may keep its weights packed on disk, see
             `runtime.packed_weights`. `False` packs them in memory at every start, for this process
-            alone, and writes nothing: for a bundle that is run once, or where disk is scarce.
+            alone, and writes nothing: for a bundle that is run once, or where disk is scarce. `None`
+            maps them as they are: slow, for a few steps of a large model.
+        independent_rows: whether what a row becomes must not depend on the rows beside it, where that
+            costs speed: the int4 kernel takes rows in pairs and rounds a single one differently, so
+            that rows run one at a time. Other precisions' rows are independent as they are.
 
     Warns:
         RuntimeWarning: if the weights cannot be kept packed on disk; they are packed in memory then.
@@ -109,25 +87,46 @@ class SessionDecoder:
         device: str = "auto",
         threads: int | None = None,
         *,
-        packed_weights: bool = True,
+        packed_weights: bool | None = True,
+        independent_rows: bool = True,
     ) -> None:
         self.config = bundle.manifest.model
         self.cache_dtype = bundle.manifest.cache_dtype
         self._portable = bundle.manifest.target == "portable"
-        provider = _choose_provider(device)
+        self._rows_alone = independent_rows and bundle.manifest.precision == "int4"
+        provider = choose_provider(device)
         self.device = next(name for name, value in PROVIDERS.items() if value == provider)
-        opener = _SessionOpener(bundle, provider, _check_threads(threads))
-        if self._portable or self.device != "cpu":
+        opener = SessionOpener(bundle, provider, check_threads(threads))
+        if self._portable or self.device != "cpu" or packed_weights is None:
             open_session = opener.unpacked
         else:
             open_session = opener.packed_on_disk if packed_weights else opener.packed_in_memory
         graphs = bundle.manifest.graphs
         sessions = {graph: open_session(graph) for graph in dict.fromkeys(graphs.values())}
+        bundle.check_unchanged()
         self._sessions = {phase: sessions[graph] for phase, graph in graphs.items()}
+        for session in sessions.values():
+            keep_in_children(session)
+        self._weights = self.config.num_parameters
+        self._check: Callable[[], object] | None = None
+
+    def interruptible(self, check: Callable[[], object]) -> Self:
+        """The same model, whose long runs call `check` often and end with what that raises.
+
+        They also end on a signal whose handler raises, Ctrl-C's for one. What a run that was ended
+        should have appended to the cache is not in it.
+        """
+        decoder = copy.copy(self)
+        decoder._check = check
+        return decoder
 
     def new_cache(self, batch: int, capacity: int) -> BoundCache:
         """An empty cache of `batch` rows with room for `capacity` tokens each."""
         return BoundCache(self, batch, capacity)
+
+    def groups(self, batch: int) -> list[slice]:
+        """The rows that take a decode step together."""
+        return [slice(i, i + 1) for i in range(batch)] if self._rows_alone else [slice(0, batch)]
 
     def append(
         self,
@@ -144,6 +143,9 @@ class SessionDecoder:
             token_ids: int [batch, sequence], right-padded.
             new_lengths: int [batch], valid tokens of each row.
             hidden_states: whether to return those too.
+
+        Returns:
+            Of a row without new tokens the logits are finite numbers without a meaning.
 
         Raises:
             ValueError: if the shapes do not fit the cache or it has no room.
@@ -163,7 +165,9 @@ class SessionDecoder:
         cache.new_lengths[:] = new_lengths
         if sequence == 1 and not hidden_states:
             cache.decode_ids[:] = token_ids
-            self._sessions[Phase.DECODE].run_with_iobinding(cache.decode_binding)
+            for rows, binding in cache.decode_bindings:
+                if any(added[rows]):
+                    self._run(Phase.DECODE, binding, len(added[rows]))
             for row, count in enumerate(added):
                 cache.length_view[row] += count
             return cache.step_output
@@ -183,9 +187,11 @@ class SessionDecoder:
         The fused attention takes several tokens after a past for one row at a time, without padding.
         It also computes scores of the whole square, so that long prompts cost less in chunks.
         """
+        if not cache.new_lengths.any():
+            return
         # Padding is written too, so it needs room.
         fits = not cache.lengths.any() and sequence <= min(CHUNK_TOKENS, cache.capacity)
-        if sequence == 1 or self._portable or fits:
+        if not self._rows_alone and (sequence == 1 or self._portable or fits):
             yield slice(0, cache.batch), slice(0, sequence)
             return
         for row, length in enumerate(cache.new_lengths.tolist()):
@@ -202,8 +208,18 @@ class SessionDecoder:
     ) -> None:
         phase = Phase.DECODE if token_ids.shape[1] == 1 else Phase.PREFILL
         binding = self.bind(phase, cache, token_ids, new_lengths, hidden_states, rows)
-        self._sessions[phase].run_with_iobinding(binding)
+        self._run(phase, binding, token_ids.size)
         cache.lengths[rows] += new_lengths
+
+    def _run(self, phase: Phase, binding: Any, tokens: int) -> None:
+        run = self._sessions[phase].run_with_iobinding
+        if self._check is None or self._weights * tokens < LONG_RUN:
+            run(binding)
+            return
+        options = ort.RunOptions()
+        run_interruptibly(
+            lambda: run(binding, options), lambda: setattr(options, "terminate", True), self._check
+        )
 
     def bind(
         self,
@@ -235,113 +251,3 @@ class SessionDecoder:
                 binding.bind_ortvalue_input(past, value)
                 binding.bind_ortvalue_output(present, value)
         return binding
-
-
-def _choose_provider(device: str) -> str:
-    if device not in DEVICES:
-        raise ValueError(f"device must be one of {', '.join(DEVICES)}; got {device!r}")
-    available = ort.get_available_providers()
-    if device == "auto":
-        device = "cuda" if PROVIDERS["cuda"] in available else "cpu"
-    if PROVIDERS[device] not in available:
-        raise RuntimeMissingError(
-            f"device={device!r} needs ONNX Runtime's {PROVIDERS[device]}, and the installed one has "
-            f"{', '.join(available)}; install it with: pip install 'opt-onnx[gpu]'"
-        )
-    return PROVIDERS[device]
-
-
-def _check_threads(threads: int | None) -> int:
-    """The number of threads; 0 leaves the choice to ONNX Runtime."""
-    if threads is None:
-        return available_cores() or 0
-    if type(threads) is not int or threads < 1:
-        raise ValueError(f"threads must be a whole number of at least 1 or None, got {threads!r}")
-    return threads
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables set for a while, where they are not set already."""
-    added = {name: value for name, value in values.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
-
-
-class _SessionOpener:
-    """The ways to open a session on a bundle's graph files, by what becomes of the weights."""
-
-    def __init__(self, bundle: Bundle, provider: str, threads: int) -> None:
-        self._bundle = bundle
-        self._provider = provider
-        self._threads = threads
-
-    def unpacked(self, graph: FileEntry) -> Any:
-        """Weights mapped as they are; slow with the fused operators."""
-        return self._open(self._bundle.folder / graph.name, self._options(UNPACKED))
-
-    def packed_in_memory(self, graph: FileEntry) -> Any:
-        """Weights packed for this session."""
-        return self._open(self._bundle.folder / graph.name, self._options())
-
-    def packed_on_disk(self, graph: FileEntry) -> Any:
-        """Weights mapped from a pack, which is made if missing; in memory where that fails."""
-        flavour = f"{ort.__version__} {ort.get_build_info()} {ort.get_available_providers()}"
-        choices = {**EXACT, "disabled_optimizers": " ".join(SLOW_FUSIONS)}
-        packs = PackedWeights(self._bundle, flavour, choices, self._write_pack)
-        options = self._options()
-        # The saved graph is an optimized one.
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        try:
-            return packs.open(graph, lambda path: self._open(path, options))
-        except PackError as error:
-            problem = error
-        session = self.packed_in_memory(graph)
-        warnings.warn(
-            f"the weights are packed in the memory of this process alone, at every start: {problem}. "
-            "Where that is as it should be, packed_weights=False says so",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return session
-
-    def _write_pack(self, graph_path: Path, folder: Path) -> None:
-        options = self._options(WRITE_PACK)
-        options.optimized_model_filepath = os.fspath(folder / MODEL_FILE)
-        self._open(graph_path, options)
-
-    def _options(self, entries: Mapping[str, str] | None = None) -> Any:
-        options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.log_severity_level = 3  # errors only
-        options.intra_op_num_threads = self._threads
-        options.inter_op_num_threads = 1
-        # The arena would keep what packing and the longest prompt took; steps are as fast without.
-        options.enable_cpu_mem_arena = False
-        for name, value in {**EXACT, **SPINNING, **(entries or {})}.items():
-            options.add_session_config_entry(name, value)
-        return options
-
-    def _open(self, path: Path, options: Any) -> Any:
-        try:
-            with _environment(PLAIN_ATTENTION):
-                session = ort.InferenceSession(
-                    os.fspath(path),
-                    options,
-                    providers=[self._provider],
-                    disabled_optimizers=SLOW_FUSIONS,
-                )
-        except Exception as error:  # ONNX Runtime's exceptions share no base of their own
-            told = " ".join(str(error).split())
-            raise BundleError(f"ONNX Runtime cannot load {path}: {told}") from error
-        # ONNX Runtime falls back to the CPU without a word.
-        started = session.get_providers()[0]
-        if started != self._provider:
-            raise RuntimeMissingError(
-                f"ONNX Runtime could not start {self._provider} and fell back to {started}"
-            )
-        return session

@@ -188,8 +188,9 @@ def test_an_export_again_is_the_same(bundles, kind, toy_preset, tmp_path):
 # === What a bundle says ===
 
 
-def open_decoder(folder):
-    return SessionDecoder(load_bundle(folder), device="cpu", threads=1, packed_weights=False)
+def open_decoder(folder, **options):
+    options = {"device": "cpu", "threads": 1, "packed_weights": False, **options}
+    return SessionDecoder(load_bundle(folder), **options)
 
 
 def steps(decoder, rows, splits):
@@ -216,6 +217,25 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(bundles, kind):
     for i, row in enumerate(rows):
         alone = steps(decoder, [row], [(split[i],) for split in splits])
         np.testing.assert_array_equal(alone[0], together[i])
+
+
+def test_rows_of_wide_int4_models_run_alone(tmp_path, monkeypatch):
+    """In blocks of more than 32, the int4 kernel takes two rows at once and rounds one differently."""
+    model = build(replace(TOY, hidden_dim=256, intermediate_dim=512))
+    export_bundle(model, tmp_path / "b", precision="int4", verify="none")
+    rows, splits = np.random.default_rng(8).integers(4, 288, (3, 9)), [(7, 6, 7), (1, 1, 1)]
+    runs = []
+    run = SessionDecoder._run
+    monkeypatch.setattr(SessionDecoder, "_run", lambda *args: runs.append(args[3]) or run(*args))
+    found = {}
+    for independent in (True, False):
+        decoder = open_decoder(tmp_path / "b", independent_rows=independent)
+        found[independent] = steps(decoder, rows, splits)
+    assert runs == [7, 6, 7, 1, 1, 1, 21, 3]
+    for i, row in enumerate(rows):
+        alone = steps(decoder, [row], [(split[i],) for split in splits])
+        np.testing.assert_array_equal(alone[0], found[True][i])
+    np.testing.assert_allclose(found[False], found[True], atol=0.1 * found[True].std())
 
 
 def test_a_prompt_in_pieces_is_the_prompt(bundles, kind):

@@ -232,7 +232,7 @@ def test_prompts_are_read_once_and_copies_are_short() -> None:
     decoder = SequenceDecoder(9, seed=5)
     prompt = (1, 2, 3, 4, 5, 6, 7, 8) * 4
     search(decoder, [RowRequest(prompt, len(prompt) + 10)], 4)
-    prompts, cache = decoder.caches
+    cache, prompts = decoder.caches
     assert (len(prompts.lengths), prompts.capacity) == (1, len(prompt))
     assert (len(cache.lengths), cache.capacity) == (4, len(prompt) + 10)
     assert decoder.appended == [1, *[4] * 9]
@@ -253,7 +253,7 @@ def test_beams_that_stay_are_not_copied() -> None:
     decoder.logits = logits  # type: ignore[method-assign]
     (row,) = search(decoder, [RowRequest((2,), 6)], 2)
     assert [ids for ids, _, _ in beams(row)] == [(0,) * 5, (1,) * 5]
-    assert decoder.caches[1].copied_slots == [2, 0]
+    assert decoder.caches[0].copied_slots == [2, 0]
 
 
 def test_beams_that_part_late_copy_what_parts_them() -> None:
@@ -266,7 +266,7 @@ def test_beams_that_part_late_copy_what_parts_them() -> None:
     decoder.logits = logits  # type: ignore[method-assign]
     (row,) = search(decoder, [RowRequest((2,), 7)], 2)
     assert [ids for ids, _, _ in beams(row)] == [(0,) * 6, (0, 0, 0, 0, 0, 1)]
-    assert decoder.caches[1].copied_slots == [2, 0, 1, 1, 1, 1]
+    assert decoder.caches[0].copied_slots == [2, 0, 1, 1, 1, 1]
 
 
 # === As a sampler ===

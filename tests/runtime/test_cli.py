@@ -129,10 +129,10 @@ def test_no_stop(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Generator, "stream", stream)
     run("the")
-    run("the", "--no-stop", "--max-length", "9", "--strip-prompt")
+    run("the", "--no-stop", "--max-length", "9", "--strip-prompt", "--timeout", "60")
     assert seen == [
-        {"max_length": None, "stop_token_ids": "auto", "strip_prompt": False},
-        {"max_length": 9, "stop_token_ids": None, "strip_prompt": True},
+        {"max_length": None, "stop_token_ids": "auto", "strip_prompt": False, "timeout": None},
+        {"max_length": 9, "stop_token_ids": None, "strip_prompt": True, "timeout": 60.0},
     ]
 
 

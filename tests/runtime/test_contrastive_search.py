@@ -184,7 +184,7 @@ def test_only_the_new_slot_is_copied() -> None:
     decoder = SequenceDecoder(6)
     prompt = (1, 2, 3, 4, 5)
     search(decoder, [RowRequest(prompt, 9)], k=4)
-    prompts, cache = decoder.caches
+    cache, prompts = decoder.caches
     assert (len(prompts.lengths), prompts.capacity) == (1, 5)
     assert (len(cache.lengths), cache.capacity) == (4, 9)
     assert cache.copied_slots == [4 * 5, 3, 3, 3]  # the last token's is not needed any more

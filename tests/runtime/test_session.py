@@ -333,7 +333,7 @@ def test_a_graph_that_cannot_be_loaded(toy_bundle_copy: Path) -> None:
     graph = toy_bundle_copy / "decode.onnx"
     graph.write_bytes(b"not a graph")
     approve(toy_bundle_copy, graph.name)
-    with pytest.raises(BundleError, match=r"ONNX Runtime cannot load .*decode\.onnx"):
+    with pytest.raises(BundleError, match=r"decode\.onnx holds what no exported graph does"):
         SessionDecoder(load_bundle(toy_bundle_copy), device="cpu")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from runtime import session
+from runtime import session_opener
 from runtime.bundle import Bundle
 from runtime.session import SessionDecoder
 from runtime.threads import available_cores
@@ -129,14 +129,14 @@ def test_sessions_get_that_many(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, given: int | None, known: int | None, used: int
 ) -> None:
     found = []
-    options = session._SessionOpener._options
+    options = session_opener.SessionOpener._options
 
     def recorded(self: Any, entries: Any = None) -> Any:
         made = options(self, entries)
         found.append(made.intra_op_num_threads)
         return made
 
-    monkeypatch.setattr(session._SessionOpener, "_options", recorded)
-    monkeypatch.setattr(session, "available_cores", lambda: known)
+    monkeypatch.setattr(session_opener.SessionOpener, "_options", recorded)
+    monkeypatch.setattr(session_opener, "available_cores", lambda: known)
     SessionDecoder(bundle, device="cpu", threads=given)
     assert found == [used, used]

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from graphs.manifest import hash_file
+from graphs.plain_files import hash_file
+from graphs.sealed_json import seal
 from runtime.samplers import Sampler
 
 VOCABULARY, POSITIONS, HIDDEN, DEFAULT_LENGTH = 300, 64, 32, 48
@@ -64,11 +65,12 @@ class FakeDataset:
 
 
 def edit_manifest(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
-    """Changes the manifest's JSON in place."""
+    """Changes the manifest's JSON in place, as one who alters a bundle on purpose would."""
     path = folder / "manifest.json"
     values = json.loads(path.read_text("utf-8"))
+    del values["sha256"]
     edit(values)
-    path.write_text(json.dumps(values), "utf-8")
+    path.write_text(seal(values), "utf-8")
 
 
 def flip_byte(path: Path, position: int) -> None:

@@ -1,0 +1,101 @@
+"""The memory of KV caches, computed before it is taken."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import Any
+
+import numpy as np
+
+from runtime.available_memory import available_memory_bytes
+from runtime.cache import SPARE_SLOTS, cache_bytes
+from runtime.decoder import Decoder
+from runtime.errors import CacheMemoryError
+from runtime.sizes import format_bytes
+
+# A cache below this is taken without a look at the machine's memory, which costs a third of a
+# millisecond.
+SMALL_BYTES = 64 * 2**20
+
+
+class CacheBudget:
+    """What the caches of one generator may take together, over all calls in flight.
+
+    A cache counts from its allocation until it is freed. Limit or not, a cache is also refused where
+    the machine's free memory does not hold it beside what the caches in flight have not filled yet:
+    the system gives out memory that it does not have, and kills a process that writes to it.
+
+    Args:
+        limit: bytes, or `None`.
+
+    Raises:
+        ValueError: if the limit is no whole number of at least 1.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        if limit is not None and (type(limit) is not int or limit < 1):
+            raise ValueError(
+                "max_cache_bytes must be a whole number of at least 1, or None for no limit; "
+                f"got {limit!r}"
+            )
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._caches: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+
+    @property
+    def bytes_in_use(self) -> int:
+        """Bytes of the caches that there are now."""
+        with self._lock:
+            return sum(self._caches.values())
+
+    def new_cache(self, decoder: Decoder, batch: int, capacity: int) -> Any:
+        """A cache of the decoder's, if it fits.
+
+        Raises:
+            CacheMemoryError: if it does not; nothing has been allocated then.
+        """
+        dtype = getattr(decoder, "cache_dtype", "float32")
+        needed = cache_bytes(decoder.config, batch, capacity, dtype)
+        with self._lock:
+            problem = self._over_limit(needed) or self._over_memory(needed)
+            if problem is not None:
+                allowed, reason = problem
+                raise CacheMemoryError(
+                    f"the KV cache needs {format_bytes(needed)}, for {batch} "
+                    f"row{'' if batch == 1 else 's'} of {capacity} tokens at "
+                    f"{needed // (batch * (capacity + SPARE_SLOTS)):,} bytes a token, and may have "
+                    f"{format_bytes(allowed)}: {reason}. Shorten max_length, give fewer prompts at a "
+                    "time or a search fewer candidates, or wait until other calls have ended",
+                    needed,
+                    allowed,
+                )
+            cache = decoder.new_cache(batch, capacity)
+            self._caches[cache] = needed
+        return cache
+
+    def _over_limit(self, needed: int) -> tuple[int, str] | None:
+        """What is left of the limit, and why, where that is not enough."""
+        used = sum(self._caches.values())
+        if self._limit is None or used + needed <= self._limit:
+            return None
+        reason = f"max_cache_bytes is {format_bytes(self._limit)}"
+        return self._limit - used, f"{reason} and calls in flight use {format_bytes(used)}"
+
+    def _over_memory(self, needed: int) -> tuple[int, str] | None:
+        """What is left of the machine's memory, and why, where that is not enough."""
+        if needed < SMALL_BYTES:
+            return None
+        available = available_memory_bytes()
+        promised = sum(_unfilled(cache, size) for cache, size in self._caches.items())
+        if available is None or needed + promised <= available:
+            return None
+        reason = f"{format_bytes(available)} of memory are available"
+        return max(0, available - promised), (
+            f"{reason} and calls in flight may yet fill {format_bytes(promised)}"
+        )
+
+
+def _unfilled(cache: Any, size: int) -> int:
+    """Bytes that a cache has not written to yet, by the tokens it holds."""
+    return int(size * (1 - float(np.mean(cache.lengths)) / cache.capacity))

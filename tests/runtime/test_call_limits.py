@@ -1,0 +1,246 @@
+"""Timeouts and cancellation: what a call gives that is ended from outside, and what it frees."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from runtime import GenerationCancelledError, GenerationTimeoutError, Generator
+from runtime import call_limits as module
+from runtime.call_limits import CallCut, CallLimits
+from runtime.samplers import BeamSampler, GreedySampler
+
+PROMPT = {"token_ids": np.array([[2, 5, 7, 0, 0, 0]]), "padding_mask": np.array([[1, 1, 1, 0, 0, 0]])}
+
+
+class CountingSampler(GreedySampler):
+    """Greedy search that does something after some draws."""
+
+    def __init__(self, draws: int, then: Any) -> None:
+        super().__init__()
+        self._draws, self._then = draws, then
+
+    def sample(self, logits: Any, generators: Sequence[np.random.Generator]) -> Any:
+        self._draws -= 1
+        if self._draws == 0:
+            self._then()
+        return super().sample(logits, generators)
+
+
+class Clock:
+    """A clock that stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def pass_a_minute(self) -> None:
+        self.now += 60
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+def greedy(generator: Generator, prompt: Any, **options: Any) -> Any:
+    generator.compile("greedy")
+    return generator.generate_results(prompt, stop_token_ids=None, **options)
+
+
+# === Limits themselves ===
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), "1", True])
+def test_a_timeout_is_a_positive_number(generator: Generator, timeout: Any) -> None:
+    for call in (generator.generate, generator.generate_results, generator.stream):
+        with pytest.raises(ValueError, match=r"timeout must be a number of seconds above 0, or None"):
+            call("a", timeout=timeout)
+
+
+def test_cancel_is_an_event(generator: Generator) -> None:
+    with pytest.raises(ValueError, match=r"cancel must be a threading\.Event or None, got True"):
+        generator.generate("a", cancel=True)  # type: ignore[arg-type]
+
+
+def test_without_limits_nothing_ends_a_call() -> None:
+    CallLimits().check()
+    CallLimits(60, threading.Event()).check()
+
+
+def test_the_time_counts_from_the_call(clock: Clock) -> None:
+    limits = CallLimits(59)
+    limits.check()
+    clock.pass_a_minute()
+    with pytest.raises(CallCut, match="timeout"):
+        limits.check()
+
+
+# === In the middle of a text ===
+
+
+def test_cancelled_results_have_the_text_so_far(generator: Generator) -> None:
+    whole = greedy(generator, ["ab", "cde"], max_length=30)
+    event = threading.Event()
+    generator.compile(CountingSampler(4, event.set))
+    cut = generator.generate_results(["ab", "cde"], max_length=30, stop_token_ids=None, cancel=event)
+    assert [result.finish_reason for result in cut] == ["cancelled", "cancelled"]
+    assert [result.token_ids for result in cut] == [result.token_ids[:4] for result in whole]
+    assert whole[0].text.startswith(cut[0].text)
+    assert json.loads(json.dumps(cut[0].to_dict()))["finish_reason"] == "cancelled"
+    assert generator.cache_bytes_in_use == 0
+
+
+def test_rows_that_had_ended_keep_their_reason(generator: Generator) -> None:
+    (whole,) = greedy(generator, "ab", max_length=10)
+    event = threading.Event()
+    generator.compile(CountingSampler(3, event.set))
+    first = whole.token_ids[0]
+    results = generator.generate_results(
+        ["ab", "cde"], max_length=30, stop_token_ids=[first], cancel=event
+    )
+    assert [result.finish_reason for result in results] == ["stop", "cancelled"]
+    assert results[0].token_ids == (first,)
+
+
+def test_a_timeout_in_the_middle(generator: Generator, clock: Clock) -> None:
+    generator.compile(CountingSampler(2, clock.pass_a_minute))
+    (result,) = generator.generate_results("ab", max_length=30, stop_token_ids=None, timeout=30)
+    assert (result.finish_reason, result.generated_tokens) == ("timeout", 2)
+
+
+def test_generate_raises_since_its_result_would_not_tell(generator: Generator, clock: Clock) -> None:
+    generator.compile(CountingSampler(2, clock.pass_a_minute))
+    with pytest.raises(GenerationTimeoutError) as raised:
+        generator.generate("ab", max_length=30, stop_token_ids=None, timeout=30)
+    assert str(raised.value) == (
+        "the call reached its timeout of 30 s after 2 new tokens; generate_results() gives the text "
+        "so far with its finish_reason"
+    )
+    assert isinstance(raised.value, TimeoutError)
+    # The exception is still here, and keeps nothing of the call.
+    assert generator.cache_bytes_in_use == 0
+
+
+def test_generate_of_tokens_raises_too(generator: Generator) -> None:
+    event = threading.Event()
+    generator.compile(CountingSampler(1, event.set))
+    with pytest.raises(GenerationCancelledError, match=r"cancelled after 1 new token;"):
+        generator.generate(PROMPT, stop_token_ids=None, cancel=event)
+
+
+def test_a_stream_gives_what_there_is_and_then_raises(generator: Generator) -> None:
+    (whole,) = greedy(generator, "ab", max_length=30)
+    event = threading.Event()
+    generator.compile("greedy")
+    pieces: list[str] = []
+
+    def consume() -> None:
+        for piece in generator.stream("ab", max_length=30, stop_token_ids=None, cancel=event):
+            pieces.append(piece)
+            if len(pieces) == 6:
+                event.set()
+
+    with pytest.raises(GenerationCancelledError):
+        consume()
+    assert len(pieces) == 6
+    assert whole.text.startswith("".join(pieces))
+    assert generator.cache_bytes_in_use == 0
+
+
+def test_a_call_cancelled_before_it_begins_takes_nothing(generator: Generator) -> None:
+    event = threading.Event()
+    event.set()
+    (result,) = greedy(generator, "ab", max_length=30, cancel=event)
+    assert (result.finish_reason, result.token_ids, result.text) == ("cancelled", (), "ab")
+    generator.compile("beam")
+    (result,) = generator.generate_results("ab", max_length=30, cancel=event)
+    assert (result.finish_reason, result.token_ids) == ("cancelled", ())
+
+
+def test_no_batch_is_read_after_the_one_that_was_cut(generator: Generator) -> None:
+    event = threading.Event()
+    read = []
+
+    def batches() -> Iterator[list[str]]:
+        for number in range(1000):
+            read.append(number)
+            if number == 2:
+                event.set()
+            yield ["ab"]
+
+    results = greedy(generator, batches(), max_length=8, cancel=event)
+    assert [result.finish_reason for result in results] == ["length", "length", "cancelled"]
+    assert read == [0, 1, 2]
+
+
+# === Searches ===
+
+
+class Expiring:
+    """An event that is set once it has been asked some times."""
+
+    def __init__(self, times: int) -> None:
+        self._times = times
+
+    def is_set(self) -> bool:
+        self._times -= 1
+        return self._times < 0
+
+
+def test_a_cut_beam_search_gives_its_best_beams_so_far(generator: Generator) -> None:
+    generator.compile(BeamSampler(num_beams=3, return_all_beams=True))
+    # Asked for two caches, the prompt and four steps.
+    (result,) = generator.generate_results(
+        "ab", max_length=30, stop_token_ids=None, cancel=Expiring(2 + 1 + 4)
+    )
+    whole = generator.generate_results("ab", max_length=3 + 5, stop_token_ids=None)[0]
+    assert whole.generated_tokens == 5
+    assert result.finish_reason == "cancelled"
+    assert result.token_ids == whole.token_ids
+    assert result.beams is not None
+    assert whole.beams is not None
+    assert [b.token_ids for b in result.beams] == [b.token_ids for b in whole.beams]
+    assert {b.finish_reason for b in result.beams} == {"cancelled"}
+
+
+def test_a_cut_contrastive_search_gives_its_tokens_so_far(generator: Generator) -> None:
+    generator.compile("contrastive")
+    options: dict[str, Any] = {"max_length": 30, "stop_token_ids": None}
+    (whole,) = generator.generate_results("ab", **options)
+    (result,) = generator.generate_results("ab", **options, cancel=Expiring(2 + 1 + 4))
+    assert result.finish_reason == "cancelled"
+    assert result.token_ids == whole.token_ids[:4]
+
+
+# === The sampler of a call ===
+
+
+def test_a_call_keeps_the_sampler_it_began_with(generator: Generator) -> None:
+    (whole,) = greedy(generator, "ab", max_length=30)
+    pieces = generator.stream("ab", max_length=30, stop_token_ids=None)
+    generator.compile("random")
+    first = next(pieces)
+    generator.compile(CountingSampler(1, lambda: pytest.fail("another call's sampler")))
+    assert first + "".join(pieces) == whole.text
+
+
+def test_all_batches_of_a_call_have_one_sampler(generator: Generator) -> None:
+    alone = [result.text for result in greedy(generator, ["ab", "cde"], max_length=30)]
+
+    def batches() -> Iterator[list[str]]:
+        yield ["ab"]
+        generator.compile("random")
+        yield ["cde"]
+
+    generator.compile("greedy")
+    assert generator.generate(batches(), max_length=30, stop_token_ids=None) == alone
