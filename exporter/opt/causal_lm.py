@@ -243,13 +243,15 @@ class CausalLM(keras.Model):
         max_length: int | None = None,
         stop_token_ids: Any = "auto",
         strip_prompt: bool = False,
+        **limits: Any,
     ) -> Any:
-        """Generates text; see `runtime.Generator.generate`, which runs the loop."""
+        """Generates text; see `runtime.Generator.generate`, which runs the loop and takes `limits`."""
         return self._generator().generate(
             inputs,
             max_length=max_length,
             stop_token_ids=stop_token_ids,
             strip_prompt=strip_prompt,
+            **limits,
         )
 
     def generate_results(self, inputs: Any, **options: Any) -> list[GenerationResult]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from exporter import OPTCausalLM
 from exporter.opt.keras_decoder import KerasDecoder
-from runtime import samplers
+from runtime import GenerationCancelledError, GenerationTimeoutError, samplers
 
 PROMPTS = [" the quick brown fox", "import", "é 日", " fox fox fox fox fox fox"]
 LENGTH = 24
@@ -48,6 +50,17 @@ def assert_tokens(found, expected):
     assert found["padding_mask"].dtype == bool
     assert found["token_ids"].tolist() == [[*prompt, *new] for prompt, new in expected]
     assert found["padding_mask"].all()
+
+
+def test_limits_of_a_call(model):
+    cancel = threading.Event()
+    cancel.set()
+    with pytest.raises(GenerationCancelledError):
+        model.generate(PROMPTS[0], max_length=LENGTH, cancel=cancel)
+    with pytest.raises(GenerationTimeoutError):
+        model.generate(PROMPTS[0], max_length=LENGTH, timeout=1e-6)
+    (result,) = model.generate_results([PROMPTS[0]], max_length=LENGTH, timeout=1e-6)
+    assert result.finish_reason == "timeout"
 
 
 # === Against the full pass ===
