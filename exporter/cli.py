@@ -22,6 +22,7 @@ examples:
   opt-export --preset opt_125m_en --precision int8 --output models/opt_125m
   opt-export --preset hf://facebook/opt-125m --output models/opt_125m
   opt-export --preset path/to/folder --output bundle --force
+  opt-export --check models/opt_125m
 Then: opt-generate opt_tiny_en "The import statement"
 """
 
@@ -36,12 +37,18 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=f"built-in presets:\n{names}\n\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
+    subject = parser.add_mutually_exclusive_group(required=True)
+    subject.add_argument(
         "--preset",
-        required=True,
         metavar="NAME|HANDLE|FOLDER",
         help="a built-in name, kaggle://user/model/framework/variation[/version], "
         "hf://user/repository[@revision], or a folder as Keras or Hugging Face writes it",
+    )
+    subject.add_argument(
+        "--check",
+        metavar="BUNDLE",
+        help="check a bundle instead: every hash, its graphs, and a run that gives what it gave at "
+        "export; exit code 1 if anything is wrong. Goes with --quiet only",
     )
     parser.add_argument(
         "--output", metavar="DIR", help="bundle folder to make (default: ./ and the preset's name)"
@@ -80,9 +87,38 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns 0, 2 on an error and 130 on Ctrl-C."""
-    options = build_parser().parse_args(arguments)
-    return run_command("opt-export", _run, options, "interrupted; nothing was left behind")
+    """Runs the command; returns 0, 2 on an error, 130 on Ctrl-C; 1 if --check finds a fault."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if options.check is not None:
+        given = {name for name, value in vars(options).items() if value != parser.get_default(name)}
+        if surplus := sorted(given - {"check", "quiet"}):
+            parser.error(f"--check goes with --quiet only, not with {', '.join(surplus)}")
+        return _check(options)
+    return run_command("opt-export", _run, options, "interrupted; nothing unfinished was left behind")
+
+
+def _check(options: argparse.Namespace) -> int:
+    from exporter.check import UnsoundBundleError, check_bundle
+    from exporter.progress import Progress
+
+    def run(options: argparse.Namespace) -> None:
+        folder = Path(options.check)
+        if not folder.is_dir():
+            raise ValueError(f"--check {folder}: there is no such folder")
+
+        def tell(line: str) -> None:
+            if not options.quiet:
+                print(line, flush=True)
+
+        check_bundle(folder, tell, Progress(quiet=options.quiet))
+        tell(f"{folder} is sound")
+
+    try:
+        return run_command("opt-export", run, options)
+    except UnsoundBundleError as error:
+        print(f"opt-export: {error}", file=sys.stderr)
+        return 1
 
 
 @contextlib.contextmanager

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from exporter.binding import (
@@ -16,22 +17,25 @@ from exporter.binding import (
 )
 from exporter.bundle_folder import atomic_folder, check_space, check_target
 from exporter.errors import ExportError
+from exporter.layer_walk import head_table
 from exporter.opt.causal_lm import CausalLM
 from exporter.opt.tokenizer import OPTTokenizer
 from exporter.presets.folder import PresetFolder, read_preset
 from exporter.presets.handles import preset_name, resolve_preset
 from exporter.progress import Progress
+from exporter.quantization.calibration import calibration_tokens
 from exporter.quantization.preparation import prepare_weights
-from exporter.quantization.recipes import plan_recipes
+from exporter.quantization.recipes import plan_recipes, scheme_tensors
 from exporter.tracing import build_weightless_backbone, trace
 from exporter.verification import (
     SMALL_ENOUGH_BYTES,
     LogitsComparison,
     Verify,
+    run_probe,
     verify_graphs,
     verify_logits,
 )
-from exporter.weights import CheckpointWeights, LiveWeights, WeightSource
+from exporter.weights import CheckpointWeights, CountedWeights, LiveWeights, WeightSource, float_bytes
 from graphs.contract import ModelConfig, Phase
 from graphs.manifest import (
     PRECISIONS,
@@ -138,40 +142,59 @@ def export_bundle(
     config = subject.config
     if precision == "int4":
         int4_block_size(config)  # which refuses sizes that it has no blocks for
+    _check_vocabulary(subject)
     folder = Path(output) if output is not None else Path(subject.name)
     check_target(folder, force=force)
 
     comparison = None
-    with contextlib.closing(subject.weights) as source, contextlib.closing(progress):
+    with (
+        contextlib.closing(subject.weights) as source,
+        contextlib.closing(progress),
+        atomic_folder(folder) as temporary,  # from here on: no other export writes there
+    ):
+        # === What is quick to tell, before minutes of tracing ===
+        check_target(folder, force=force)
+        check_space(folder.parent, _expected_bytes(config, source, schemes.values()))
+        token_ids = None
+        if any(scheme.quantized for scheme in schemes.values()):
+            token_ids = calibration_tokens(subject.tokenizer, calibration, config)
+
+        # === The graphs and what they need ===
         graphs = _build_graphs(config, target, schemes, progress)
         needed = needed_weights(graphs.programs.values())
         extents = plan_weights(plan_recipes(config, source, needed))
         size = planned_bytes(extents)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        check_space(folder.parent, size + GRAPH_BYTES_PER_LAYER * config.num_layers)
-        stored, activations = prepare_weights(
-            config, source, schemes.values(), subject.tokenizer, calibration, progress
-        )
-        with atomic_folder(folder) as temporary:
-            progress.phase("Writing weights", size)
-            recipes = plan_recipes(config, stored, needed, activations)
-            weights = write_weights(recipes, extents, temporary / WEIGHTS_FILE, progress)
-            progress.phase("Writing graphs")
-            entries = {
-                name: write_bound_graph(program, extents, WEIGHTS_FILE, temporary / f"{name}.onnx")
-                for name, program in graphs.programs.items()
-            }
-            files = {phase: entries[name] for phase, name in graphs.names.items()}
-            manifest = _manifest(subject, precision, target, files, weights, temporary)
-            manifest.write(temporary)
-            verify_as = verify_as or (Verify.FULL if size <= SMALL_ENOUGH_BYTES else Verify.GRAPH)
-            if verify_as is not Verify.NONE:
-                progress.phase("Verifying graphs")
-                verify_graphs(temporary)
-            if verify_as is Verify.FULL:
-                progress.phase("Comparing logits with Keras")
-                comparison = verify_logits(temporary, config, source, precision)
-            progress.phase("Finishing")
+
+        # === The files ===
+        stored, activations = prepare_weights(config, source, schemes.values(), token_ids, progress)
+        progress.phase("Writing weights", size)
+        recipes = plan_recipes(config, stored, needed, activations)
+        weights = write_weights(recipes, extents, temporary / WEIGHTS_FILE, progress)
+        progress.phase("Writing graphs")
+        entries = {
+            name: write_bound_graph(program, extents, WEIGHTS_FILE, temporary / f"{name}.onnx")
+            for name, program in graphs.programs.items()
+        }
+        files = {phase: entries[name] for phase, name in graphs.names.items()}
+        manifest = _manifest(subject, precision, target, files, weights, temporary)
+        manifest.write(temporary)
+
+        # === Verification ===
+        verify_as = verify_as or (Verify.FULL if size <= SMALL_ENOUGH_BYTES else Verify.GRAPH)
+        if verify_as is not Verify.NONE:
+            progress.phase("Verifying graphs")
+            verify_graphs(temporary)
+        if verify_as is Verify.GRAPH:
+            progress.phase("Running the bundle")
+            manifest = replace(manifest, probe=run_probe(temporary))
+        if verify_as is Verify.FULL:
+            progress.phase("Comparing logits with Keras", _compared_bytes(config, source))
+            counted = CountedWeights(source, progress)
+            comparison = verify_logits(temporary, config, counted, precision)
+            manifest = replace(manifest, probe=comparison.probe)
+        manifest.write(temporary)
+        progress.phase("Finishing")
+        check_target(folder, force=force)  # nobody else should have written there; if so, it stays
     return ExportSummary(
         bundle=folder,
         size_bytes=manifest.total_bytes,
@@ -180,6 +203,18 @@ def export_bundle(
         rewrites=graphs.rewrites,
         comparison=comparison,
     )
+
+
+def _expected_bytes(config: ModelConfig, source: WeightSource, schemes: Collection[Scheme]) -> int:
+    """Size of the bundle, before there are graphs to tell what they need."""
+    recipes = plan_recipes(config, source, scheme_tensors(source, schemes))
+    return planned_bytes(plan_weights(recipes)) + GRAPH_BYTES_PER_LAYER * config.num_layers
+
+
+def _compared_bytes(config: ModelConfig, source: WeightSource) -> int:
+    """What Keras's logits read: all weights once, and a tied head's table a second time."""
+    head = [head_table(config)] if config.tied_head else []
+    return float_bytes(source, [*source.shapes, *head])
 
 
 @dataclass(frozen=True)
@@ -285,6 +320,18 @@ def _check_choices(
     if calibration is not None and precision == "fp32":
         raise ValueError("calibration is for int8 and int4; fp32 weights are stored as they are")
     return phase_schemes(precision, prefill_precision)
+
+
+def _check_vocabulary(subject: _Subject) -> None:
+    """A text may become any id of its tokenizer, and each needs a row of the model's table."""
+    if subject.tokenizer is None:
+        return
+    rows, last = subject.config.vocabulary_size, max(subject.tokenizer.vocabulary.values())
+    if last >= rows:
+        raise ExportError(
+            f"the tokenizer of {subject.name} has ids up to {last}, and the model has rows for ids up "
+            f"to {rows - 1}; export it with the tokenizer that it was trained with"
+        )
 
 
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> str:

@@ -22,7 +22,7 @@ LARGEST_CODE = 15
 # enough to keep the threads from waiting for each other.
 CHUNK = 1 << 17
 # What is tried of each block: its zero point moved, its range shrunk. (0, 1) is rounding to nearest.
-# Four ranges for each of the three zero points make the squared error 1 % smaller and take twice as long.
+# Four ranges for each of three zero points make the squared error 1 % smaller and take twice the time.
 CANDIDATES = ((0, 1.0), (0, 0.9), (-1, 0.92), (1, 0.92), (-1, 0.84), (1, 0.84))
 SYMMETRIC_CANDIDATES = ((0, 1.0), (0, 0.93), (0, 0.86), (0, 0.79))
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from exporter.checkpoints.transposition import transpose_into
 from exporter.layer_walk import TOKEN_TABLE
 from exporter.quantization.calibration import ActivationStatistics
 from exporter.quantization.int4 import quantize_blocks
@@ -18,6 +19,7 @@ from graphs.quantization import (
     Int4Matrix,
     Int8Lookup,
     Int8Matrix,
+    Scheme,
     StoredTensor,
     half_positions,
     head_factors,
@@ -27,6 +29,7 @@ from graphs.quantization import (
     takes_int4,
 )
 
+HEAD_TABLE = "head/embeddings"  # where the head is not tied to the token table
 OUTPUT_CHUNK = 1024  # output channels of a matrix that become int4 codes at a time
 
 
@@ -69,6 +72,23 @@ class Activations:
 UNQUANTIZED = Activations({}, {})
 
 
+def scheme_tensors(source: WeightSource, schemes: Collection[Scheme]) -> set[str]:
+    """What graphs of these schemes need, told before there are graphs: names for `plan_recipes`."""
+    quantized = any(scheme.quantized for scheme in schemes)
+    names = set()
+    for weight in source.shapes:
+        for scheme in schemes:
+            if is_layer_matrix(weight):
+                storage: str = scheme.layers
+            elif weight in (TOKEN_TABLE, HEAD_TABLE):
+                storage = scheme.tables
+            else:
+                storage = "fp16" if quantized and is_position_table(weight) else "fp32"
+            suffix = "" if storage == "fp32" else f".{storage}"
+            names |= {weight + suffix, f"{weight}{suffix}.rows"}
+    return names
+
+
 def plan_recipes(
     config: ModelConfig,
     source: WeightSource,
@@ -104,7 +124,7 @@ def _of_weight(
     elif is_position_table(weight):
         half = half_positions(weight, config)
         yield Recipe((half,), lambda: (b.astype(np.float16) for b in source.blocks(weight)))
-    elif weight == TOKEN_TABLE or weight == "head/embeddings":
+    elif weight in (TOKEN_TABLE, HEAD_TABLE):
         yield _int8_table(config, source, weight, activations)
         if takes_int4(config):
             yield _int4_table(config, source, weight, activations)
@@ -167,7 +187,10 @@ def _int4_matrix(
     def rows() -> Iterator[np.ndarray]:
         kernel = read_weight(source, weight)
         for start in range(0, outputs, OUTPUT_CHUNK):
-            yield np.ascontiguousarray(kernel[:, start : start + OUTPUT_CHUNK].T)
+            columns = kernel[:, start : start + OUTPUT_CHUNK]
+            chunk = np.empty(columns.shape[::-1], np.float32)
+            transpose_into(columns, chunk)
+            yield chunk
 
     return _int4_recipe(matrix, rows, activations.importance(weight))
 

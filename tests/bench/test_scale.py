@@ -90,5 +90,7 @@ def test_wrong_choices(tmp_path, capsys):
 
 
 def test_a_failed_export_says_why(tmp_path):
-    with pytest.raises(ValueError, match=r"exporter\.cli .* failed: opt-export: .* is not a preset folder"):
+    with pytest.raises(
+        ValueError, match=r"exporter\.cli .* failed: opt-export: .* is not a preset folder"
+    ):
         scale._export(tmp_path, "fp32", "cpu", tmp_path / "bundle")

@@ -6,6 +6,7 @@ import numpy as np
 
 from exporter.layer_walk import head_table
 from exporter.progress import Progress
+from exporter.quantization.calibration import calibration_tokens
 from exporter.quantization.preparation import prepare_weights
 from exporter.quantization.recipes import plan_recipes
 from exporter.weights import read_weight
@@ -40,7 +41,8 @@ class EveryName:
 
 def stored_values(config, source, schemes):
     """All that exports of the given schemes, calibrated with random tokens, may store, by name."""
-    prepared, activations = prepare_weights(config, source, schemes, None, None, QUIET)
+    tokens = calibration_tokens(None, None, config) if any(s.quantized for s in schemes) else None
+    prepared, activations = prepare_weights(config, source, schemes, tokens, QUIET)
     int8_tables = any(scheme.tables == "int8" for scheme in schemes)
     table = head_table(config)
     but = () if int8_tables else (f"{table}.int8", f"{table}.input", f"{table}.factors")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 
 from exporter import export, export_bundle
+from exporter.bundle_folder import atomic_folder
 from exporter.errors import CheckpointError, ExportError, PresetError
 from exporter.presets.folder import read_preset
 from exporter.weights import CheckpointWeights
@@ -76,14 +80,14 @@ def test_an_empty_folder_is_free(toy_preset, tmp_path):
 
 def test_a_disk_that_is_too_small(toy_preset, tmp_path, monkeypatch):
     def never(*_):
-        raise AssertionError("nothing may be calibrated or written")
+        raise AssertionError("nothing may be traced or calibrated")
 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100_000))
-    monkeypatch.setattr(export, "prepare_weights", never)
-    monkeypatch.setattr(export, "write_weights", never)
+    monkeypatch.setattr(export, "trace", never)
+    monkeypatch.setattr(export, "calibration_tokens", never)
     line = fails("--preset", toy_preset, "--output", tmp_path / "b")
     assert line == (
-        f"the disk of {tmp_path} has 0.00 GB free and the bundle takes 0.00 GB; free some room or "
+        f"the disk of {tmp_path} has 0.10 MB free and the bundle takes 0.22 MB; free some room or "
         "choose an --output on another disk"
     )
     assert list(tmp_path.iterdir()) == []
@@ -116,16 +120,31 @@ def raising(error):
     ("error", "code", "message"),
     [
         (RuntimeError("broken here"), 2, "broken here"),
-        (OSError(28, "No space left on device"), 2, "[Errno 28] No space left on device"),
-        (KeyboardInterrupt(), 130, "interrupted; nothing was left behind"),
+        (OSError(5, "Input/output error"), 2, "[Errno 5] Input/output error"),
+        (KeyboardInterrupt(), 130, "interrupted; nothing unfinished was left behind"),
     ],
-    ids=["error", "full", "interrupt"],
+    ids=["error", "broken disk", "interrupt"],
 )
 def test_nothing_is_left_of_a_failed_export(
     toy_preset, tmp_path, monkeypatch, step, error, code, message
 ):
     monkeypatch.setattr(export, step, raising(error))
     assert fails("--preset", toy_preset, "--output", tmp_path / "b", code=code) == message
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_fills_anyway(toy_preset, tmp_path, monkeypatch, step, code):
+    monkeypatch.setattr(export, step, raising(OSError(code, os.strerror(code))))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2 * 10**9))
+    written = re.escape(os.strerror(code))
+    line = fails("--preset", toy_preset, "--output", tmp_path / "new" / "b")
+    assert re.fullmatch(
+        rf"the disk of {tmp_path}/new is full \({written}\): 0\.[01][0-9] MB of the bundle were "
+        r"written and 2\.00 GB are free; free some room or choose an --output on another disk",
+        line,
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -161,33 +180,60 @@ def test_failing_in_the_middle_of_the_weights(
     assert listing(tmp_path) == before
 
 
-@pytest.mark.parametrize("error", [OSError("cannot rename"), KeyboardInterrupt()], ids=repr)
-def test_failing_between_the_two_renames_brings_the_old_bundle_back(
-    old_bundle, toy_preset, monkeypatch, error
-):
-    path_type = type(old_bundle)
-    rename, before = path_type.rename, listing(old_bundle.parent)
-
-    def rename_once(self, target):
-        if ".partial-" in self.name:
-            raise error
-        return rename(self, target)
-
-    monkeypatch.setattr(path_type, "rename", rename_once)
-    code = 130 if isinstance(error, KeyboardInterrupt) else 2
-    fails("--preset", toy_preset, "--output", old_bundle, "--force", "--verify", "none", code=code)
+def test_a_second_export_to_the_same_place_fails_before_tracing(toy_preset, old_bundle, monkeypatch):
+    before = listing(old_bundle.parent)
+    monkeypatch.setattr(export, "trace", raising(AssertionError("nothing may be traced")))
+    with contextlib.suppress(RuntimeError), atomic_folder(old_bundle):
+        line = fails("--preset", toy_preset, "--output", old_bundle, "--force")
+        raise RuntimeError
+    assert line == (
+        f"process {os.getpid()} is writing {old_bundle} right now; wait for it or choose another "
+        "--output"
+    )
     assert listing(old_bundle.parent) == before
 
 
-def test_leftovers_of_a_killed_export_do_not_disturb(toy_preset, tmp_path):
-    import os
+def test_a_calibration_text_that_is_too_short_fails_before_tracing(toy_preset, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "trace", raising(AssertionError("nothing may be traced")))
+    text = tmp_path / "text"
+    text.write_text("the quick", encoding="utf-8")
+    options = ["--output", tmp_path / "a" / "b", "--precision", "int8", "--calibration", text]
+    line = fails("--preset", toy_preset, *options)
+    assert line == (
+        "the calibration text has 4 tokens; at least 64 are needed, some hundreds are better: give a "
+        "longer text"
+    )
+    assert {p.name for p in tmp_path.iterdir()} == {"text"}
 
-    leftover = tmp_path / f".b.partial-{os.getpid()}"
-    leftover.mkdir()
-    (leftover / "weights.bin").write_bytes(b"half")
-    export_bundle(toy_preset, tmp_path / "b", verify="none")
-    assert {p.name for p in tmp_path.iterdir()} == {"b"}
-    assert {p.name for p in (tmp_path / "b").iterdir()} == FILES
+
+def test_a_tokenizer_with_more_ids_than_the_model_has_rows(toy_preset, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "trace", raising(AssertionError("nothing may be traced")))
+    folder = copy_preset(toy_preset, tmp_path)
+    path = folder / "assets" / "tokenizer" / "vocabulary.json"
+    vocabulary = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**vocabulary, "surplus": 288}), encoding="utf-8")
+    line = fails("--preset", folder, "--output", tmp_path / "b")
+    assert line == (
+        "the tokenizer of preset has ids up to 288, and the model has rows for ids up to 287; export "
+        "it with the tokenizer that it was trained with"
+    )
+
+
+@pytest.mark.parametrize(
+    ("precision", "options"),
+    [("fp32", {}), ("int8", {}), ("int4", {}), ("int4", {"prefill_precision": "int8"})],
+    ids=str,
+)
+def test_the_room_that_is_asked_for_beforehand_is_what_the_bundle_takes(
+    toy_preset, tmp_path, monkeypatch, precision, options
+):
+    asked, check = [], export.check_space
+    monkeypatch.setattr(
+        export, "check_space", lambda parent, needed: (asked.append(needed), check(parent, needed))
+    )
+    export_bundle(toy_preset, tmp_path / "b", precision=precision, verify="none", **options)
+    weights = (tmp_path / "b" / "weights.bin").stat().st_size
+    assert asked == [weights + 2 * export.GRAPH_BYTES_PER_LAYER]
 
 
 # === Presets that cannot be exported ===

@@ -1,0 +1,18 @@
+"""A few kills of real exports; the long run is `python -m tests.faults.kills --count 200`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("tensorflow", reason="the exporter is not installed")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc before it forks")
+def test_six_kills(repository):
+    command = [sys.executable, "-m", "tests.faults.kills", "--count", "6", "--seed", "1"]
+    result = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.endswith("6 kills, 0 problems\n")
