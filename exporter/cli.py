@@ -78,9 +78,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--force", action="store_true", help="replace a bundle that is there")
     parser.add_argument(
         "--verify",
-        choices=("full", "graph", "none"),
-        help="full compares logits with Keras's; graph checks graphs and hashes "
-        "(default: full up to 2 GiB of weights, else graph)",
+        choices=("full", "run", "graph", "none"),
+        help="full compares logits with Keras's; run tries the bundle in a process that maps its "
+        "weights; graph checks graphs and hashes (default: full up to 2 GiB of weights, else graph)",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress and no summary")
     return parser

@@ -43,6 +43,7 @@ from graphs.manifest import (
     FileEntry,
     GenerationDefaults,
     Manifest,
+    Probe,
 )
 from graphs.passes import expected_counts, rewrite
 from graphs.program import Program
@@ -119,8 +120,9 @@ def export_bundle(
         calibration: a text to find the ranges of activations with, for int8 and int4; some hundred
             words like those the model will read. By default one that comes with the package.
         force: whether to replace a bundle that is there.
-        verify: `"full"` compares logits with Keras's too, `"graph"` checks graphs and hashes,
-            `"none"` nothing. By default full where the weights take up to 2 GiB, else graph.
+        verify: `"full"` compares logits with Keras's, `"run"` runs the bundle, both for a later check
+            to repeat, in a process of its own that maps the weights; `"graph"` checks graphs and
+            hashes, `"none"` nothing. By default full where the weights take up to 2 GiB, else graph.
         progress: shows phases and bytes; silent by default.
 
     Raises:
@@ -146,7 +148,6 @@ def export_bundle(
     folder = Path(output) if output is not None else Path(subject.name)
     check_target(folder, force=force)
 
-    comparison = None
     with (
         contextlib.closing(subject.weights) as source,
         contextlib.closing(progress),
@@ -181,17 +182,8 @@ def export_bundle(
 
         # === Verification ===
         verify_as = verify_as or (Verify.FULL if size <= SMALL_ENOUGH_BYTES else Verify.GRAPH)
-        if verify_as is not Verify.NONE:
-            progress.phase("Verifying graphs")
-            verify_graphs(temporary)
-        if verify_as is Verify.GRAPH:
-            progress.phase("Running the bundle")
-            manifest = replace(manifest, probe=run_probe(temporary))
-        if verify_as is Verify.FULL:
-            progress.phase("Comparing logits with Keras", _compared_bytes(config, source))
-            counted = CountedWeights(source, progress)
-            comparison = verify_logits(temporary, config, counted, precision)
-            manifest = replace(manifest, probe=comparison.probe)
+        probe, comparison = _verify(verify_as, temporary, config, source, precision, progress)
+        manifest = replace(manifest, probe=probe)
         manifest.write(temporary)
         progress.phase("Finishing")
         check_target(folder, force=force)  # nobody else should have written there; if so, it stays
@@ -209,6 +201,28 @@ def _expected_bytes(config: ModelConfig, source: WeightSource, schemes: Collecti
     """Size of the bundle, before there are graphs to tell what they need."""
     recipes = plan_recipes(config, source, scheme_tensors(source, schemes))
     return planned_bytes(plan_weights(recipes)) + GRAPH_BYTES_PER_LAYER * config.num_layers
+
+
+def _verify(
+    verify_as: Verify,
+    folder: Path,
+    config: ModelConfig,
+    source: WeightSource,
+    precision: str,
+    progress: Progress,
+) -> tuple[Probe | None, LogitsComparison | None]:
+    """Verifies what was written; the run to store and what was compared, where that was asked for."""
+    if verify_as is not Verify.NONE:
+        progress.phase("Verifying graphs")
+        verify_graphs(folder)
+    if verify_as is Verify.RUN:
+        progress.phase("Running the bundle")
+        return run_probe(folder), None
+    if verify_as is Verify.FULL:
+        progress.phase("Comparing logits with Keras", _compared_bytes(config, source))
+        comparison = verify_logits(folder, config, CountedWeights(source, progress), precision)
+        return comparison.probe, comparison
+    return None, None
 
 
 def _compared_bytes(config: ModelConfig, source: WeightSource) -> int:

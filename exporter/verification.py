@@ -36,9 +36,14 @@ DECODE_STEPS = 4
 
 
 class Verify(enum.StrEnum):
-    """How much of a bundle to verify: logits too, graphs and hashes only, or nothing."""
+    """How much of a bundle to verify.
+
+    Logits beside Keras's, that it runs, graphs and hashes only, or nothing. The first two store a short
+    run in the manifest, for a later check to repeat.
+    """
 
     FULL = "full"
+    RUN = "run"
     GRAPH = "graph"
     NONE = "none"
 

@@ -41,7 +41,7 @@ class FileEntry:
         plain = isinstance(self.name, str) and self.name not in ("", ".", "..")
         plain = plain and self.name.isprintable()  # an error that names it must be one that prints
         if not plain or any(mark in self.name for mark in "/\\\0:"):
-            raise ManifestError(f"a bundle's files have plain names, got {ascii(self.name)}")
+            raise ManifestError(f"a bundle's files have plain names, got {self.name!a}")
         if type(self.size) is not int or self.size < 0:
             raise ManifestError(f"{self.name}: the size must be a whole number, got {self.size!r}")
         if not isinstance(self.sha256, str) or not re.fullmatch("[0-9a-f]{64}", self.sha256):

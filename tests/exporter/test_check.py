@@ -128,7 +128,7 @@ def test_a_bundle_without_a_stored_run(toy_bundle_copy):
     replace(read_manifest(toy_bundle_copy), probe=None).write(toy_bundle_copy)
     lines = []
     check_bundle(toy_bundle_copy, lines.append)
-    assert lines[-1].endswith("no run: the export was told to verify nothing, and stored none")
+    assert lines[-1].endswith("--verify full, the default up to 2 GiB, or run does")
 
 
 def test_logits_may_be_off_by_the_tolerance(toy_bundle_copy):

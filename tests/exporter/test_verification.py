@@ -109,11 +109,12 @@ def test_graph_verification_does_not_look_at_logits(toy_preset, tmp_path, monkey
 
 
 def test_what_is_run_is_stored(toy_preset, tmp_path):
-    for verify in ("full", "graph", "none"):
+    kinds = ("full", "run", "graph", "none")
+    for verify in kinds:
         export_bundle(toy_preset, tmp_path / verify, verify=verify)
-    full, graph, none = (read_manifest(tmp_path / name).probe for name in ("full", "graph", "none"))
-    assert full == graph
-    assert none is None
+    full, ran, graph, none = (read_manifest(tmp_path / name).probe for name in kinds)
+    assert full == ran
+    assert graph is none is None
     assert full.prompt == tuple(range(18, 288, 36))
     assert len(full.token_ids) == len(full.logits) == 8
     decoder = open_for_probe(tmp_path / "none")
