@@ -124,8 +124,6 @@ def _check_packs(packs: list[Path], progress: Progress) -> str:
 def _run_probe(folder: Path, manifest: Manifest) -> str:
     if manifest.probe is None:
         return "no run: the export stored none; --verify full, the default up to 2 GiB, or run does"
-            "no run: the export stored none; --verify full or run do, full is the default up to 2 GiB"
-        )
     # Imports ONNX Runtime.
     from runtime.stored_probe import check_probe, open_for_probe
 
