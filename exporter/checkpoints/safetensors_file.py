@@ -53,7 +53,7 @@ class SafetensorsReader:
             try:
                 header = parse_json(file.read(header_size).decode())
                 header.pop("__metadata__", None)
-                self._entries = {name: _entry(value) for name, value in header.items()}
+                self._entries = {name: _entry(name, value) for name, value in header.items()}
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise CheckpointError(f"{path} has an unreadable header: {error}") from None
         self._data_start = 8 + header_size
@@ -104,15 +104,19 @@ class SafetensorsReader:
         """Nothing to close: the file is open only while it is read."""
 
 
-def _entry(value: dict[str, Any]) -> tuple[Any, tuple[int, ...], int, int]:
+def _entry(name: str, value: dict[str, Any]) -> tuple[Any, tuple[int, ...], int, int]:
     begin, end = value["data_offsets"]
     dtype = SAFETENSORS_DTYPES.get(value["dtype"])
     if dtype is None:
-        raise ValueError(f"dtype {value['dtype']!r} is not one of {sorted(SAFETENSORS_DTYPES)}")
+        raise ValueError(
+            f"tensor {name!r}: dtype {value['dtype']!r} is not one of {sorted(SAFETENSORS_DTYPES)}"
+        )
     shape = value["shape"]
     if type(shape) is not list or len(shape) > MAX_AXES:
-        raise ValueError(f"a shape must be a list of at most {MAX_AXES} sizes")
+        raise ValueError(f"tensor {name!r}: a shape must be a list of at most {MAX_AXES} sizes")
     for size in (*shape, begin, end):
         if type(size) is not int or not 0 <= size <= MAX_SIZE:
-            raise ValueError(f"sizes and places must be whole numbers up to 2**62, got {size!r:.100}")
+            raise ValueError(
+                f"tensor {name!r}: sizes and places are whole numbers up to 2**62, got {size!r:.100}"
+            )
     return dtype, tuple(shape), begin, end

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import struct
 import zipfile
 from pathlib import Path
@@ -171,7 +172,11 @@ class _ZipDirectory(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         if size > MAX_DIRECTORY_BYTES:
             raise ValueError(f"its directory takes {size} bytes, at most {MAX_DIRECTORY_BYTES}")
-        return self._file.read(size if size >= 0 else MAX_DIRECTORY_BYTES)
+        if size < 0:  # the rest; Python takes the memory for what is asked for before it reads
+            place = self._file.tell()
+            size = min(self._file.seek(0, os.SEEK_END) - place, MAX_DIRECTORY_BYTES)
+            self._file.seek(place)
+        return self._file.read(size)
 
 
 def _data_start(path: Path, file: IO[bytes], entry: zipfile.ZipInfo) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 LARGEST_CODE = 127
+CHUNK = 1 << 17  # weights at a time, so that what is computed of them stays in the processor's cache
 
 
 def quantize_columns(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -39,6 +40,11 @@ def _scales(largest: np.ndarray) -> np.ndarray:
 
 
 def _codes(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    codes = values / scales
-    np.rint(codes, out=codes)
-    return codes.astype(np.int8)
+    """Codes of values [rows, columns]; scales [columns] or [rows, 1]."""
+    codes = np.empty(values.shape, np.int8)
+    step = max(1, CHUNK // max(1, values.shape[1]))
+    for start in range(0, len(values), step):
+        part = slice(start, start + step)
+        quotients = values[part] / (scales if scales.ndim == 1 else scales[part])
+        codes[part] = np.rint(quotients, out=quotients)
+    return codes

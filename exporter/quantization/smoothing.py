@@ -110,9 +110,10 @@ class SmoothedWeights:
             part = slice(start, start + len(block))
             start += len(block)
             if rows is not None:
-                block = block * rows[part, None]
+                block = block * rows[part, None]  # a new one: the source's may be a live model's own
             if last_axis is not None:
-                block = block * (last_axis[part] if block.ndim == 1 else last_axis)
+                multiplier = last_axis[part] if block.ndim == 1 else last_axis
+                block = np.multiply(block, multiplier, out=None if rows is None else block)
             yield block
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ from exporter import OPTBackbone, OPTCausalLM, export_bundle
 from exporter.binding import PAGE, WORD
 from graphs.contract import Phase
 from graphs.manifest import read_manifest
+from runtime import session
 from runtime.bundle import load_bundle
 from runtime.session import SessionDecoder
 from tests.exporter.conftest import TOY, randomize_keras
@@ -226,6 +227,7 @@ def test_rows_of_wide_int4_models_run_alone(tmp_path, monkeypatch):
     rows, splits = np.random.default_rng(8).integers(4, 288, (3, 9)), [(7, 6, 7), (1, 1, 1)]
     runs = []
     run = SessionDecoder._run
+    monkeypatch.setattr(session, "CHUNK_TOKENS", 192)
     monkeypatch.setattr(SessionDecoder, "_run", lambda *args: runs.append(args[3]) or run(*args))
     found = {}
     for independent in (True, False):

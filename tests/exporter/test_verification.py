@@ -59,7 +59,6 @@ def write_altered(monkeypatch, name, alter):
         ("transformer_layer_1/output/bias", lambda bias: bias[::-1]),
         ("layer_norm/gamma", np.ones_like),
         ("transformer_layer_1/attention_norm/beta", np.zeros_like),
-        ("transformer_layer_0/intermediate/kernel", lambda kernel: kernel * np.nan),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -68,6 +67,16 @@ def test_wrong_weights_are_caught(toy_preset, tmp_path, monkeypatch, name, alter
     line = fails("--preset", toy_preset, "--output", tmp_path / "b")
     assert line.startswith("the written bundle failed verification: its logits differ from Keras's by")
     assert "of their standard deviation; at most 0.001 is allowed" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_logits_that_are_no_numbers_are_caught(toy_preset, tmp_path, monkeypatch):
+    write_altered(monkeypatch, "transformer_layer_0/intermediate/kernel", lambda k: k * np.nan)
+    line = fails("--preset", toy_preset, "--output", tmp_path / "b")
+    assert line.startswith("the written bundle failed verification: it does not run.")
+    assert line.endswith(
+        "after 0 tokens of a run 288 of 288 logits are NaN or infinite: the model would give no text"
+    )
     assert list(tmp_path.iterdir()) == []
 
 

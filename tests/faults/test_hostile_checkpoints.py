@@ -76,7 +76,7 @@ from tests.faults import hostile_checkpoints as checkpoints
 from tests.faults.hostile_folders import Kind
 
 def end(make, error="", read=checkpoints.read_whole_preset):
-    checkpoints.read_whole_preset, checkpoints.SECONDS = read, 0.5
+    checkpoints.read_whole_preset, checkpoints.SECONDS = read, 3.0
     with tempfile.TemporaryDirectory() as place:
         print(checkpoints.run_kind(Kind("a kind", "h5", make, error), pathlib.Path(place)).problem)
 

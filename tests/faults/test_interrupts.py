@@ -33,10 +33,11 @@ def run(_):
     with undone_when_ended((place / "child").unlink), undone_when_ended((place / "partial").unlink):
         if what == "pool":
             threading.Thread(target=time.sleep, args=(1000,)).start()
-        print("ready", flush=True)
         if what == "native code":
             # The system gives a signal to a thread that does not block it: this one sleeps on.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+        print("ready", flush=True)
+        if what == "native code":
             ctypes.CDLL(None).sleep(1000)
         if what == "swallowed":
             while True:
