@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
+
+from graphs.strict_json import parse_json
 
 SEAL = "sha256"
 
@@ -27,8 +29,8 @@ def unseal(data: bytes) -> dict[str, Any]:
         SealError: if it is not JSON, or no object.
     """
     try:
-        values = json.loads(data.decode("utf-8"), parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:
+        values = parse_json(data.decode("utf-8"))
+    except ValueError as error:
         raise SealError(f"is not JSON: {error}") from None
     if not isinstance(values, dict):
         raise SealError("is no object of JSON")
@@ -49,7 +51,3 @@ def check_seal(values: Mapping[str, Any], data: bytes) -> None:
 
 def _text(values: Mapping[str, Any]) -> str:
     return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-
-
-def _refuse(number: str) -> NoReturn:
-    raise ValueError(f"it holds the number {number}")

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from runtime.text_files import parse_json
+from graphs.strict_json import parse_json
 from runtime.vocabulary import MAX_TOKEN_ID, check_vocabulary
 
 TOKENIZER_FILE = "tokenizer.json"

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from runtime.text_files import parse_json
+from graphs.strict_json import parse_json
 from runtime.tokenizer_json import (
     TOKENIZER_FILE,
     library_errors,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from runtime.text_files import MAX_TOKENIZER_BYTES, parse_json, read_text
+from graphs.strict_json import parse_json
+from runtime.text_files import MAX_TOKENIZER_BYTES, read_text
 
 MAX_TOKEN_ID = 2**24 - 1  # of the largest vocabulary that a model may have
 

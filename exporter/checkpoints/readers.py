@@ -15,7 +15,8 @@ from exporter.checkpoints.safetensors_file import SafetensorsReader
 from exporter.checkpoints.torch_file import TorchReader
 from exporter.errors import CheckpointError
 from exporter.foreign_files import find_file
-from runtime.text_files import MEGABYTE, parse_json, read_text
+from graphs.strict_json import parse_json
+from runtime.text_files import MEGABYTE, read_text
 
 
 class TensorReader(Protocol):

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from exporter.errors import CheckpointError
-from runtime.text_files import parse_json
+from graphs.strict_json import parse_json
 
 SAFETENSORS_DTYPES: dict[str, Any] = {
     "F64": np.float64,

@@ -7,7 +7,8 @@ from typing import Any
 
 from exporter.errors import PresetError
 from exporter.foreign_files import find_file
-from runtime.text_files import MEGABYTE, parse_json, read_text
+from graphs.strict_json import parse_json
+from runtime.text_files import MEGABYTE, read_text
 
 MAX_CONFIG_BYTES = 4 * MEGABYTE
 

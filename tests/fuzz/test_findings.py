@@ -16,6 +16,7 @@ from exporter.checkpoints.h5_file import H5Reader
 from exporter.checkpoints.safetensors_file import SafetensorsReader
 from exporter.errors import CheckpointError, PresetError
 from exporter.presets.folder import read_preset
+from graphs.manifest import ManifestError, read_manifest
 from runtime.tokenizer import Tokenizer
 from tests.faults.good_presets import VOCABULARY, tokenizer_json, write_json, write_preset
 from tests.fuzz.harnesses import HARNESSES
@@ -121,3 +122,11 @@ def test_a_pattern_that_the_library_gives_up_on():
     tokenizer = Tokenizer.from_files(files)
     with pytest.raises(ValueError, match="retry-limit-in-match over"):
         tokenizer.encode("a" * 100)
+
+
+def test_half_a_character_in_a_manifest(tmp_path):
+    text = '{"format": "opt-onnx-bundle", "contract_revision": "\\ud800"}'
+    (tmp_path / "manifest.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ManifestError, match="is not JSON: it holds half a character") as raised:
+        read_manifest(tmp_path)
+    str(raised.value).encode()

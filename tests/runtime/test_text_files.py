@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime.text_files import parse_json, read_text
+from graphs.strict_json import parse_json
+from runtime.text_files import read_text
 
 
 def test_text_is_read_up_to_its_limit(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from exporter.presets.hubs.failure import HubFailure, one_line
 from exporter.presets.json_file import MAX_CONFIG_BYTES
-from runtime.text_files import parse_json, read_text
+from graphs.strict_json import parse_json
+from runtime.text_files import read_text
 
 CONFIG_FILE = "config.json"
 
