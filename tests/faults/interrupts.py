@@ -15,6 +15,7 @@ import contextlib
 import os
 import random
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,11 +30,13 @@ from bench.make_checkpoint import write_checkpoint
 from bench.shapes import SHAPES
 from graphs.contract import ModelConfig
 from graphs.manifest import MANIFEST_FILE, ManifestError, read_manifest
+from runtime.interrupts import SIGNALS
 from tests.exporter.hub_servers import HubServer, HuggingFaceServer, KaggleServer
 
 MOST_SECONDS = 2.0
 PATIENCE_SECONDS = 300.0
 REPOSITORY = Path(__file__).parents[2]
+TOKENIZER = REPOSITORY / "exporter" / "presets" / "opt_tiny_en" / "assets" / "tokenizer"
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,15 @@ class Trial:
     problems: list[str] = field(default_factory=list)
 
 
+def heed_signals() -> None:
+    """In a new process: signals do again what they do by default.
+
+    A shell starts what runs in its background with Ctrl-C ignored, and `nohup` with the terminal's end.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Bench:
     """What the commands work on.
 
@@ -106,6 +118,8 @@ class Bench:
         self._folder, self._random = folder, random.Random(seed)
         self._preset, self._bundle = folder / "preset", folder / "bundle"
         write_checkpoint(shape, self._preset, dtype="float16")
+        for name, of_ours in (("vocab.json", "vocabulary.json"), ("merges.txt", "merges.txt")):
+            shutil.copy(TOKENIZER / of_ours, self._preset / name)  # 4,096 tokens are enough to write
         self._work = folder / "work"
         self._shape = shape
 
@@ -122,6 +136,7 @@ class Bench:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=heed_signals,
             )
             try:
                 told = self._wait(process, phase, hub)

@@ -16,6 +16,7 @@ import pytest
 
 from runtime import interrupts
 from runtime.command import run_command
+from tests.faults.interrupts import heed_signals
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends signals of POSIX")
 
@@ -67,6 +68,7 @@ def interrupt(repository, place, what, number, times=1):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_signals,
     )
     assert process.stdout.readline() == "ready\n"
     child = int((place / "child").read_text())
