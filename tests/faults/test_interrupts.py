@@ -37,23 +37,25 @@ def run(_):
         if what == "native code":
             # The system gives a signal to a thread that does not block it: this one sleeps on.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-        print("ready", flush=True)
-        if what == "native code":
+            print("ready", flush=True)
             ctypes.CDLL(None).sleep(1000)
         if what == "swallowed":
             while True:
                 try:
+                    print("ready", flush=True)
                     time.sleep(1000)
                 except KeyboardInterrupt:
                     pass
         if what == "other error":
             try:
+                print("ready", flush=True)
                 time.sleep(1000)
             except KeyboardInterrupt:
                 child.kill()
                 (place / "partial").unlink()
                 (place / "child").unlink()
                 raise SystemError("a module made this of the interrupt") from None
+        print("ready", flush=True)
         time.sleep(1000)
 
 sys.exit(run_command("test", run, None, "interrupted; gone"))
