@@ -131,7 +131,8 @@ class Generator:
                 every start: for a bundle that is run once, or where disk is scarce.
             independent_rows: whether a prompt gives the same text in a batch as alone from an int4
                 bundle too, whose kernels round differently by the number of rows, so that each row
-                takes its steps alone. `False` makes batches faster: a step of 8 rows takes a third of the time.
+                takes its steps alone. `False` makes batches faster: a step of 8 rows takes a third of
+                the time.
             max_cache_bytes: most that the KV caches of all calls in flight may take; see `Generator`.
 
         Warns:
