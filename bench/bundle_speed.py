@@ -28,7 +28,7 @@ class Settings:
         prompt_tokens, new_tokens: of each row; at least two new ones, as prefill gives the first.
         batches: batch sizes.
         trials: of each batch size, not counting the one that warms up.
-        threads, device, packed_weights: as `runtime.session.SessionDecoder` takes them.
+        threads, device, packed_weights: as `runtime.open_decoder` takes them.
         seed: of the random prompts.
     """
 
@@ -149,17 +149,14 @@ def measure_bundle(
         ValueError: if prompt and new tokens are more than the model's positions.
     """
     # A missing ONNX Runtime is so an error of this call and not of importing this file.
-    from runtime.session import SessionDecoder
+    from runtime.open_decoder import open_decoder
 
     before = resident_memory()
     started = time.perf_counter()
     bundle = load_bundle(folder)
     check_room(bundle.manifest.model, settings.prompt_tokens, settings.new_tokens)
-    decoder = SessionDecoder(
-        bundle,
-        device=settings.device,
-        threads=settings.threads,
-        packed_weights=settings.packed_weights,
+    decoder = open_decoder(
+        bundle, settings.device, settings.threads, packed_weights=settings.packed_weights
     )
     load_seconds = time.perf_counter() - started
     prompt = _prompts(np.random.default_rng(settings.seed), decoder, 1, settings)

@@ -89,7 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--batch", type=int, default=16, metavar="N", help="rows at a time (default: 16)"
     )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     return parser
 
 
@@ -100,12 +100,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     # A missing ONNX Runtime is so an error that `main` tells about.
-    from runtime.session import SessionDecoder
+    from runtime.open_decoder import open_decoder
 
     check_counts(options, batch=1, threads=1)
     bundle = load_bundle(options.bundle)
     rows = read_rows(bundle, options.text)
-    decoder = SessionDecoder(bundle, device=options.device, threads=options.threads)
+    decoder = open_decoder(bundle, options.device, options.threads)
     found = measure_perplexity(decoder, rows.inputs, rows.labels, options.batch, print_progress)
     print(
         f"perplexity {found.value:.4f} of {found.tokens} tokens "

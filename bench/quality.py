@@ -84,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
             option, type=int, default=default, metavar="N", help=f"{text} (default: {default})"
         )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--json", metavar="FILE", help="all figures; - prints JSON and no table")
     return parser
 
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     # A missing ONNX Runtime is so an error that `main` tells about.
-    from runtime.session import SessionDecoder
+    from runtime.open_decoder import open_decoder
 
     check_counts(options, rows=1, batch=1, chunk=1, threads=1)
     check_output("--json", options.json)
@@ -109,8 +109,7 @@ def _run(options: argparse.Namespace) -> None:
     rows = read_rows(reference, options.text)
     inputs, labels = rows.inputs[: options.rows], rows.labels[: options.rows]
     decoders = {
-        name: SessionDecoder(bundle, device=options.device, threads=options.threads)
-        for name, bundle in bundles.items()
+        name: open_decoder(bundle, options.device, options.threads) for name, bundle in bundles.items()
     }
     found = measure_quality(
         decoders, options.reference, inputs, labels, options.batch, options.chunk, print_progress

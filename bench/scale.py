@@ -299,7 +299,7 @@ def _greedy_tokens(bundle: str, packed: bool) -> list[int]:
     loaded = load_bundle(bundle)
     size = loaded.manifest.model.vocabulary_size
     prompts = random_prompts(np.random.default_rng(0), size, 1, TOKENS_PROMPT)
-    decoder = SessionDecoder(loaded, device="cpu", packed_weights=packed)
+    decoder = SessionDecoder(loaded, packed_weights=packed)
     tokens: list[int] = time_generation(decoder, prompts, NEW_TOKENS).token_ids[0].tolist()
     return tokens
 

@@ -110,7 +110,7 @@ def _run(options: argparse.Namespace) -> None:
     bundle = load_bundle(options.bundle)
     check_room(bundle.manifest.model, options.prompt_tokens, options.new_tokens)
     with session_clock() as clock:
-        decoder = SessionDecoder(bundle, device="cpu", threads=options.threads)
+        decoder = SessionDecoder(bundle, threads=options.threads)
         found = measure_overhead(decoder, clock, options)
     if options.json != "-":
         print(format_overhead(found, options))
@@ -170,7 +170,7 @@ def measure_overhead(
         limit = options.prompt_tokens + options.new_tokens
         requests = [RowRequest(tuple(prompt), limit) for prompt in prompts]
         for name, sampler in samplers.items():
-            times = _time_steps(decoder, sampler, requests, clock)
+            times = time_steps(decoder, sampler, requests, clock)
             if trial:
                 found[name].whole += times.whole
                 found[name].outside += times.outside
@@ -199,7 +199,7 @@ def _temperature(decoder: Decoder, prompts: Any, spread: float) -> float:
     return float(logits.std(axis=1).mean()) / spread
 
 
-def _time_steps(
+def time_steps(
     decoder: Decoder, sampler: Sampler, requests: Sequence[RowRequest], clock: SessionClock
 ) -> StepTimes:
     """Every step that follows another: from one token handed out to the next."""

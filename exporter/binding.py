@@ -87,7 +87,8 @@ def write_weights(
                 while position < end and (array := next(arrays, None)) is not None:
                     if array.dtype != tensor.dtype:
                         raise AssertionError(f"{tensor.name} is {tensor.dtype}, got {array.dtype}")
-                    write(np.ascontiguousarray(array).reshape(-1).data.cast("B"))
+                    # As bytes: buffers have no bfloat16.
+                    write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
                 if position != end:
                     done = position - extent.offset
                     raise AssertionError(f"{tensor.name}: {done} of {extent.length} bytes")

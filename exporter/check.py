@@ -102,7 +102,14 @@ def _check_onnx(bundle: Bundle) -> str:
     phases = {bundle.graph_path(phase): phase for phase in (Phase.DECODE, Phase.PREFILL)}
     for path, phase in phases.items():
         try:
-            check_graph(path, manifest.model, phase, manifest.weights.name, manifest.cache_dtype)
+            check_graph(
+                path,
+                manifest.model,
+                phase,
+                manifest.weights.name,
+                manifest.cache_dtype,
+                manifest.contract_revision,
+            )
         except ContractError as error:
             raise BundleError(f"{error}; {COPY_AGAIN}") from None
         except Exception as error:  # the ONNX checker raises its own kinds

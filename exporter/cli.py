@@ -20,6 +20,7 @@ examples:
   opt-export --preset opt_tiny_en
       the small preset that ships with this package, into ./opt_tiny_en
   opt-export --preset opt_125m_en --precision int8 --output models/opt_125m
+  opt-export --preset opt_2.7b_en --target cuda --precision fp16
   opt-export --preset hf://facebook/opt-125m --output models/opt_125m
   opt-export --preset path/to/folder --output bundle --force
   opt-export --check models/opt_125m
@@ -54,14 +55,17 @@ def build_parser() -> argparse.ArgumentParser:
         "--output", metavar="DIR", help="bundle folder to make (default: ./ and the preset's name)"
     )
     parser.add_argument(
-        "--precision", choices=PRECISIONS, default="fp32", help="of the weights (default: fp32)"
+        "--precision",
+        choices=PRECISIONS,
+        help="of the weights: fp32, int8 or int4 for CPUs (default: fp32); fp16, bf16, int8 or int4 "
+        "for CUDA (default: fp16)",
     )
     parser.add_argument(
         "--target",
         choices=TARGETS,
         default="cpu",
-        help="what the graphs are made for: cpu uses ONNX Runtime's fused operators, portable is plain "
-        "ONNX, fp32 only (default: cpu)",
+        help="what the graphs are made for: cpu uses ONNX Runtime's fused operators, cuda those for "
+        "NVIDIA GPUs, portable is plain ONNX, fp32 only (default: cpu)",
     )
     parser.add_argument(
         "--prefill-precision",

@@ -39,15 +39,19 @@ from exporter.weights import CheckpointWeights, CountedWeights, LiveWeights, Wei
 from graphs.contract import ModelConfig, Phase
 from graphs.manifest import (
     PRECISIONS,
+    TARGET_PRECISIONS,
     TARGETS,
     FileEntry,
     GenerationDefaults,
     Manifest,
     Probe,
+    target_cache_dtype,
+    target_revision,
 )
 from graphs.passes import expected_counts, rewrite
+from graphs.passes.attention import HEAD_DIM_MULTIPLE
 from graphs.program import Program
-from graphs.quantization import Scheme, int4_block_size, phase_schemes
+from graphs.quantization import Scheme, block_size, phase_schemes
 from graphs.versions import package_versions
 from runtime import samplers
 from runtime.memory import peak_memory_bytes
@@ -97,7 +101,7 @@ def export_bundle(
     model: str | Path | CausalLM,
     output: str | Path | None = None,
     *,
-    precision: str = "fp32",
+    precision: str | None = None,
     target: str = "cpu",
     prefill_precision: str | None = None,
     calibration: str | None = None,
@@ -113,8 +117,10 @@ def export_bundle(
     Args:
         model: a preset (built-in name, handle or folder) or a live `OPTCausalLM`.
         output: the folder to make; by default the preset's name in the current folder.
-        precision: of the weights: `"fp32"`, `"int8"` or `"int4"`.
-        target: `"cpu"`, ONNX Runtime's fused operators; or `"portable"`, plain ONNX, fp32 only.
+        precision: of the weights. `"fp32"`, the default for CPUs, `"int8"` or `"int4"`; for CUDA
+            `"fp16"`, the default there, `"bf16"`, `"int8"` or `"int4"`, whose activations are float16.
+        target: `"cpu"`, ONNX Runtime's fused operators; `"cuda"`, those of NVIDIA GPUs; or
+            `"portable"`, plain ONNX, fp32 only.
         prefill_precision: `"int8"` gives an int4 bundle a second copy of the layers in int8, with which
             prompts are read two to three times as fast; by default both phases share one.
         calibration: a text to find the ranges of activations with, for int8 and int4; some hundred
@@ -134,7 +140,7 @@ def export_bundle(
     """
     started = time.perf_counter()
     progress = progress or Progress(quiet=True)
-    schemes = _check_choices(precision, target, prefill_precision, calibration)
+    precision, schemes = _check_choices(precision, target, prefill_precision, calibration)
     verify_as = None if verify is None else Verify(_check_choice("verify", verify, tuple(Verify)))
     if isinstance(model, CausalLM):
         subject = _live_subject(model)
@@ -142,8 +148,7 @@ def export_bundle(
         progress.phase(f"Reading preset {model}")
         subject = _preset_subject(str(model), read_preset(resolve_preset(model)))
     config = subject.config
-    if precision == "int4":
-        int4_block_size(config)  # which refuses sizes that it has no blocks for
+    _check_sizes(config, target, precision)
     _check_vocabulary(subject)
     folder = Path(output) if output is not None else Path(subject.name)
     check_target(folder, force=force)
@@ -157,7 +162,7 @@ def export_bundle(
         check_target(folder, force=force)
         check_space(folder.parent, _expected_bytes(config, source, schemes.values()))
         token_ids = None
-        if any(scheme.quantized for scheme in schemes.values()):
+        if any(scheme.calibrated for scheme in schemes.values()):
             token_ids = calibration_tokens(subject.tokenizer, calibration, config)
 
         # === The graphs and what they need ===
@@ -181,7 +186,9 @@ def export_bundle(
         manifest.write(temporary)
 
         # === Verification ===
-        verify_as = verify_as or (Verify.FULL if size <= SMALL_ENOUGH_BYTES else Verify.GRAPH)
+        if verify_as is None:
+            runs = size <= SMALL_ENOUGH_BYTES and precision != "bf16"
+            verify_as = Verify.FULL if runs else Verify.GRAPH
         probe, comparison = _verify(verify_as, temporary, config, source, precision, progress)
         manifest = replace(manifest, probe=probe)
         manifest.write(temporary)
@@ -246,7 +253,7 @@ def _build_graphs(
     """Traces and rewrites: one graph where both phases want the same kernels, else one each."""
     backbone = build_weightless_backbone(config)
     # The fused graph of any number of tokens is as fast with one, and so serves both phases.
-    one = target == "cpu" and len(set(schemes.values())) == 1
+    one = target != "portable" and len(set(schemes.values())) == 1
     names = {phase: "model" if one else str(phase) for phase in Phase}
     programs: dict[str, Program] = {}
     rewrites = {}
@@ -310,30 +317,59 @@ def _manifest(
         model=subject.config,
         precision=precision,
         target=target,
-        cache_dtype="float32",
+        cache_dtype=target_cache_dtype(target, precision),
         graphs=graphs,
         weights=weights,
         tokenizer=tuple(FileEntry.of(folder / name) for name in names),
         generation=GenerationDefaults(subject.max_length, samplers.serialize(subject.sampler)),
         source=subject.source,
         versions=package_versions(PACKAGES),
+        contract_revision=target_revision(target),
     )
 
 
 def _check_choices(
-    precision: str, target: str, prefill_precision: str | None, calibration: str | None
-) -> dict[Phase, Scheme]:
-    _check_choice("precision", precision, PRECISIONS)
+    precision: str | None, target: str, prefill_precision: str | None, calibration: str | None
+) -> tuple[str, dict[Phase, Scheme]]:
+    """The precision, and how each phase's weights are stored."""
     _check_choice("target", target, TARGETS)
-    if precision != "fp32" and target != "cpu":
-        raise ValueError(f"{precision} needs target 'cpu'; target {target!r} has fp32 only")
+    if precision is None:
+        precision = TARGET_PRECISIONS[target][0]
+    _check_choice("precision", precision, PRECISIONS)
+    if precision not in TARGET_PRECISIONS[target]:
+        others = " or ".join(repr(t) for t, names in TARGET_PRECISIONS.items() if precision in names)
+        hint = ""
+        if target == "cuda":
+            hint = "; for fp32 on a GPU export target 'portable', which runs on any device"
+        raise ValueError(
+            f"{precision} needs target {others}; target {target!r} has "
+            f"{', '.join(TARGET_PRECISIONS[target])}{hint}"
+        )
     if prefill_precision is not None:
         _check_choice("prefill_precision", prefill_precision, ("int8",))
-        if precision != "int4":
-            raise ValueError(f"prefill_precision is a choice of int4 bundles, not of {precision}")
-    if calibration is not None and precision == "fp32":
-        raise ValueError("calibration is for int8 and int4; fp32 weights are stored as they are")
-    return phase_schemes(precision, prefill_precision)
+        if (precision, target) != ("int4", "cpu"):
+            raise ValueError(
+                f"prefill_precision is a choice of int4 bundles for CPUs, not of {precision} for "
+                f"target {target!r}"
+            )
+    schemes = phase_schemes(precision, prefill_precision, target)
+    if calibration is not None and not any(scheme.calibrated for scheme in schemes.values()):
+        raise ValueError(
+            f"calibration is for int8 on CPUs and int4; {precision} weights of target {target!r} do "
+            "not depend on a text"
+        )
+    return precision, schemes
+
+
+def _check_sizes(config: ModelConfig, target: str, precision: str) -> None:
+    """Raises `ValueError` if the operators of a target do not take a model's sizes."""
+    if precision == "int4" or (precision, target) == ("int8", "cuda"):
+        block_size(config)  # which refuses sizes that it has no blocks for
+    if target == "cuda" and config.head_dim % HEAD_DIM_MULTIPLE:
+        raise ValueError(
+            f"target 'cuda' needs attention heads of a multiple of {HEAD_DIM_MULTIPLE} numbers, and "
+            f"this model's have {config.head_dim}; export target 'portable', fp32 for any device"
+        )
 
 
 def _check_vocabulary(subject: _Subject) -> None:

@@ -8,7 +8,14 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from graphs.contract import ModelConfig, Phase, TensorSpec, graph_inputs, graph_outputs
+from graphs.contract import (
+    ModelConfig,
+    Phase,
+    Revision,
+    TensorSpec,
+    graph_inputs,
+    graph_outputs,
+)
 
 
 class ContractError(ValueError):
@@ -16,7 +23,12 @@ class ContractError(ValueError):
 
 
 def check_graph(
-    path: Path, config: ModelConfig, phase: Phase, weights_name: str, cache_dtype: str
+    path: Path,
+    config: ModelConfig,
+    phase: Phase,
+    weights_name: str,
+    cache_dtype: str,
+    revision: Revision = Revision.HOST,
 ) -> None:
     """Runs the ONNX checker and compares inputs, outputs and external data with the contract.
 
@@ -26,8 +38,10 @@ def check_graph(
     """
     onnx.checker.check_model(str(path), full_check=False)
     graph = ir.load(path).graph
-    problems = _differences("input", graph.inputs, graph_inputs(config, phase, cache_dtype))
-    problems += _differences("output", graph.outputs, graph_outputs(config, phase, cache_dtype))
+    inputs = graph_inputs(config, phase, cache_dtype, revision)
+    outputs = graph_outputs(config, phase, cache_dtype, revision)
+    problems = _differences("input", graph.inputs, inputs)
+    problems += _differences("output", graph.outputs, outputs)
     for name, value in graph.initializers.items():
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor) and str(tensor.location) != weights_name:

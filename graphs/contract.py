@@ -2,8 +2,8 @@
 
 A bundle holds two graphs over one weights file: `prefill` appends any number of new tokens to each
 row, `decode` appends exactly one. Both take and give the tensors that `graph_inputs` and
-`graph_outputs` list. Where both phases want the same kernels, one prefill graph may stand for both. A
-change of these tensors raises `CONTRACT_REVISION`.
+`graph_outputs` list. Where both phases want the same kernels, one prefill graph may stand for both.
+Other tensors are another `Revision`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,24 @@ import enum
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 
-CONTRACT_REVISION = 1
-
 INPUT_IDS = "input_ids"
-PAST_LENGTHS = "past_lengths"
-NEW_LENGTHS = "new_lengths"
 LOGITS = "logits"
 HIDDEN_STATES = "hidden_states"
+# Of revision 1.
+PAST_LENGTHS = "past_lengths"
+NEW_LENGTHS = "new_lengths"
+# Of revision 2.
+POSITIONS = "positions"
+LAST_TOKENS = "last_tokens"
+LAST_POSITIONS = "last_positions"
+TOTAL_LENGTH = "total_length"
+INVERSE_TEMPERATURES = "inverse_temperatures"
+BEST_LOGITS = "best_logits"
+BEST_IDS = "best_ids"
+WEIGHT_TOTALS = "weight_totals"
+
+MOST_BEST_LOGITS = 64  # of a row: enough for every usual top-k, and for most nuclei
+CACHE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}  # of an entry, by dtype
 
 # Feed-forward activations. `gelu` is the exact one, `gelu_tanh` its approximation by tanh (Hendrycks
 # and Gimpel, 2016, https://arxiv.org/abs/1606.08415).
@@ -37,6 +48,21 @@ MAX_SIZES = {
 }
 
 Dimension = int | str
+
+
+class Revision(enum.IntEnum):
+    """Which tensors a graph takes and gives.
+
+    `HOST`: the graph is told lengths and finds out positions itself, and gives all logits.
+
+    `DEVICE`: for graphs whose tensors live on an accelerator. Everything that is computed from lengths
+    comes from the host, so that no operator of the graph runs there: only then can a step be replayed
+    as one CUDA graph. The largest logits of each row are outputs of their own, so that the host can
+    draw a token without reading all of them.
+    """
+
+    HOST = 1
+    DEVICE = 2
 
 
 class Phase(enum.StrEnum):
@@ -200,37 +226,90 @@ def _sequence(phase: Phase) -> Dimension:
     return 1 if phase is Phase.DECODE else "sequence"
 
 
-def graph_inputs(config: ModelConfig, phase: Phase, cache_dtype: str = "float32") -> list[TensorSpec]:
+def best_count(config: ModelConfig) -> int:
+    """How many of each row's logits a graph of revision 2 ranks."""
+    return min(MOST_BEST_LOGITS, config.vocabulary_size)
+
+
+def graph_inputs(
+    config: ModelConfig,
+    phase: Phase,
+    cache_dtype: str = "float32",
+    revision: Revision = Revision.HOST,
+) -> list[TensorSpec]:
     """The inputs of a graph, in order.
 
+    Of both revisions:
+
     - `input_ids` int64 [batch, sequence]: the new tokens, right-padded per row.
-    - `past_lengths` int32 [batch]: tokens of each row that the cache already holds.
-    - `new_lengths` int32 [batch]: valid tokens among the new ones of each row.
     - `past_key_values.{i}.key`, `.value` [batch, heads, capacity, head_dim]: the cache. Padding
       that would lie past the end is written to the last slot, so callers leave that one unused.
+
+    Of revision 1:
+
+    - `past_lengths` int32 [batch]: tokens of each row that the cache already holds.
+    - `new_lengths` int32 [batch]: valid tokens among the new ones of each row.
+
+    Of revision 2:
+
+    - `positions` int64 [batch, sequence]: the position of each new token in its row, of padding any
+      that the model has.
+    - `last_tokens` int64 [batch]: each row's last valid new token, counted over batch times sequence.
+    - `last_positions` int32 [batch]: the position of each row's last valid new token.
+    - `total_length` int32 [1], in the host's memory: as `sequence` where all rows are empty; past and
+      new tokens where one row that is not gets several; the capacity where rows get one token each.
+    - `inverse_temperatures` float32 [batch, 1]: what logits are multiplied with for `weight_totals`.
     """
-    specs = [
-        TensorSpec(INPUT_IDS, "int64", ("batch", _sequence(phase))),
-        TensorSpec(PAST_LENGTHS, "int32", ("batch",)),
-        TensorSpec(NEW_LENGTHS, "int32", ("batch",)),
-    ]
+    batch, tokens = ("batch",), ("batch", _sequence(phase))
+    specs = [TensorSpec(INPUT_IDS, "int64", tokens)]
+    if revision is Revision.HOST:
+        specs += [TensorSpec(PAST_LENGTHS, "int32", batch), TensorSpec(NEW_LENGTHS, "int32", batch)]
+    else:
+        specs += [
+            TensorSpec(POSITIONS, "int64", tokens),
+            TensorSpec(LAST_TOKENS, "int64", batch),
+            TensorSpec(LAST_POSITIONS, "int32", batch),
+            TensorSpec(TOTAL_LENGTH, "int32", (1,)),
+            TensorSpec(INVERSE_TEMPERATURES, "float32", ("batch", 1)),
+        ]
     for layer in range(config.num_layers):
         specs += [TensorSpec(n, cache_dtype, cache_shape(config)) for n in past_names(layer)]
     return specs
 
 
-def graph_outputs(config: ModelConfig, phase: Phase, cache_dtype: str = "float32") -> list[TensorSpec]:
+def graph_outputs(
+    config: ModelConfig,
+    phase: Phase,
+    cache_dtype: str = "float32",
+    revision: Revision = Revision.HOST,
+) -> list[TensorSpec]:
     """The outputs of a graph, in order.
+
+    Of both revisions:
 
     - `logits` float32 [batch, vocabulary]: for each row's last valid new token.
     - `hidden_states` float32 [batch, sequence, embedding]: after the final norm and, where there is
       one, the projection to the embedding's width; the logits are their product with the head.
-    - `present.{i}.key`, `.value`: the cache with the new tokens written at `past_lengths`.
+    - `present.{i}.key`, `.value`: the cache with the new tokens written behind the past ones.
+
+    Of revision 2, before the caches:
+
+    - `best_logits` float32 [batch, n]: the `best_count` largest logits of each row, falling.
+    - `best_ids` int64 [batch, n]: their tokens; those of equal logits in any order.
+    - `weight_totals` float32 [batch]: the sum of exp((logit - largest) * inverse_temperature) over the
+      whole vocabulary, which makes probabilities of the best logits.
     """
     specs = [
         TensorSpec(LOGITS, "float32", ("batch", config.vocabulary_size)),
         TensorSpec(HIDDEN_STATES, "float32", ("batch", _sequence(phase), config.embedding_width)),
     ]
+    if revision is Revision.DEVICE:
+        best = ("batch", best_count(config))
+        specs += [
+            TensorSpec(BEST_LOGITS, "float32", best),
+            TensorSpec(BEST_IDS, "int64", best),
+            TensorSpec(WEIGHT_TOTALS, "float32", ("batch",)),
+        ]
     for layer in range(config.num_layers):
         specs += [TensorSpec(n, cache_dtype, cache_shape(config)) for n in present_names(layer)]
     return specs

@@ -9,15 +9,21 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from graphs.contract import CONTRACT_REVISION, ModelConfig, Phase
+from graphs.contract import CACHE_BYTES, ModelConfig, Phase, Revision
 from graphs.plain_files import hash_file, is_plain, read_plain
 from graphs.sealed_json import SEAL, SealError, check_seal, seal, unseal
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = "opt-onnx-bundle"
-PRECISIONS = ("fp32", "int8", "int4")
-TARGETS = ("portable", "cpu")
-CACHE_DTYPES = ("float32",)
+# What weights may be stored as for each target, the default first.
+TARGET_PRECISIONS = {
+    "portable": ("fp32",),
+    "cpu": ("fp32", "int8", "int4"),
+    "cuda": ("fp16", "bf16", "int8", "int4"),
+}
+TARGETS = tuple(TARGET_PRECISIONS)
+PRECISIONS = tuple(dict.fromkeys(name for names in TARGET_PRECISIONS.values() for name in names))
+CACHE_DTYPES = tuple(CACHE_BYTES)
 # Of the files that are read whole; the largest that are known take a twentieth of it.
 MAX_MANIFEST_BYTES = 1024**2
 MAX_GRAPH_BYTES = 16 * 1024**2
@@ -27,6 +33,18 @@ BITS_OF_A_WEIGHT = 4  # at least
 
 class ManifestError(ValueError):
     """A manifest cannot be read, or files differ from what it says."""
+
+
+def target_revision(target: str) -> Revision:
+    """The revision of the contract that a target's graphs follow."""
+    return Revision.DEVICE if target == "cuda" else Revision.HOST
+
+
+def target_cache_dtype(target: str, precision: str) -> str:
+    """The dtype of the KV cache of a target's graphs, in NumPy's spelling."""
+    if target != "cuda":
+        return "float32"
+    return "bfloat16" if precision == "bf16" else "float16"
 
 
 @dataclass(frozen=True)
@@ -145,7 +163,7 @@ class Manifest:
     generation: GenerationDefaults
     source: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
-    contract_revision: int = CONTRACT_REVISION
+    contract_revision: Revision = Revision.HOST
     probe: Probe | None = None
 
     @property
@@ -198,10 +216,11 @@ def read_manifest(folder: Path) -> Manifest:
     if values.get("format") != FORMAT:
         raise ManifestError(f"{path} is not the manifest of a bundle (format {FORMAT!r})")
     revision = values.get("contract_revision")
-    if revision != CONTRACT_REVISION:
+    if type(revision) is not int or revision not in set(Revision):
+        known = " and ".join(str(int(one)) for one in Revision)
         raise ManifestError(
-            f"{folder} follows revision {revision} of the graph contract and this runtime revision "
-            f"{CONTRACT_REVISION}: export it again with this version, or use the version that wrote it"
+            f"{folder} follows revision {revision} of the graph contract and this runtime knows "
+            f"{known}: export it again with this version, or use the version that wrote it"
         )
     try:
         check_seal(values, data)
@@ -228,6 +247,7 @@ def _parse(values: dict[str, Any]) -> Manifest:
     ):
         if values[name] not in allowed:
             raise ManifestError(f"{name} must be one of {allowed}, got {values[name]!r}")
+    _check_target(values)
     model = ModelConfig.from_dict(values["model"])
     generation = GenerationDefaults(**values["generation"])
     if not isinstance(generation.sampler, (str, dict)):
@@ -254,6 +274,7 @@ def _parse(values: dict[str, Any]) -> Manifest:
         generation=generation,
         source=dict(values["source"]),
         versions=dict(values["versions"]),
+        contract_revision=Revision(values["contract_revision"]),
         probe=_parse_probe(values["probe"], model),
     )
     names = [entry.name for entry in manifest.files]
@@ -261,6 +282,19 @@ def _parse(values: dict[str, Any]) -> Manifest:
         raise ManifestError(f"files are named twice: {names}")
     _check_sizes(manifest)
     return manifest
+
+
+def _check_target(values: Mapping[str, Any]) -> None:
+    """What follows from the target is said twice in a manifest, and must be the same."""
+    target, precision = values["target"], values["precision"]
+    if precision not in TARGET_PRECISIONS[target]:
+        raise ManifestError(f"target {target!r} has no precision {precision!r}")
+    for name, wanted in (
+        ("contract_revision", target_revision(target)),
+        ("cache_dtype", target_cache_dtype(target, precision)),
+    ):
+        if values[name] != wanted:
+            raise ManifestError(f"{name} of target {target!r} must be {wanted}, got {values[name]!r}")
 
 
 def _parse_probe(values: Any, model: ModelConfig) -> Probe | None:

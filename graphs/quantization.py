@@ -1,9 +1,10 @@
-"""How quantized weights are stored: the tensors that rewrite passes ask for and the exporter writes.
+"""How weights are stored: the tensors that rewrite passes ask for and the exporter writes.
 
-Two kinds of codes. `int8`: a symmetric code for each weight and a scale for each output channel, with
-activations in uint8 under one scale that calibration found (SmoothQuant's static scheme,
-https://arxiv.org/abs/2211.10438). `int4`: blocks of inputs with a scale and a zero point each, in the
-layout of ONNX Runtime's MatMulNBits.
+Two kinds of codes. `int8` for CPUs: a symmetric code for each weight and a scale for each output
+channel, with activations in uint8 under one scale that calibration found (SmoothQuant's static scheme,
+https://arxiv.org/abs/2211.10438). All others are in the layout of ONNX Runtime's MatMulNBits: blocks of
+inputs with a scale each, `int4` with a zero point each too. Beside floats of 16 bits, `int8` is in
+blocks as well, since activations stay floats there.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import Literal
 
 from graphs.contract import ModelConfig, Phase
 
-Storage = Literal["fp32", "int8", "int4"]
-BLOCK_SIZES = (128, 64, 32, 16)  # of int4; the largest is the fastest
+Storage = Literal["fp32", "fp16", "bf16", "int8", "int4"]
+BLOCK_SIZES = (128, 64, 32, 16)  # of blocks; the largest is the fastest
+HALVES = {"fp16": "float16", "bf16": "bfloat16"}  # storages of 16 bits, with NumPy's names
 
 
 @dataclass(frozen=True)
@@ -30,23 +32,44 @@ class Scheme:
     tables: Storage = "fp32"
 
     @property
+    def floats(self) -> str:
+        """What everything else is: activations, biases, norms and positions."""
+        return self.tables if self.tables in HALVES else "fp32"
+
+    @property
     def quantized(self) -> bool:
-        """Whether anything is not float32."""
-        return self != Scheme()
+        """Whether any weight is a code."""
+        return bool({self.layers, self.tables} & {"int8", "int4"})
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether codes depend on the activations that a text gives: not those of int8 in blocks."""
+        return self.quantized and not (self.layers == "int8" and self.floats in HALVES)
 
 
 FLOAT = Scheme()
 _SCHEMES = {"fp32": FLOAT, "int8": Scheme("int8", "int8"), "int4": Scheme("int4", "int4")}
+# The tables stay floats: ONNX Runtime's lookup in codes has read wrong rows on CUDA, and one table
+# serves the lookup and the head.
+_CUDA_SCHEMES = {
+    "fp16": Scheme("fp16", "fp16"),
+    "bf16": Scheme("bf16", "bf16"),
+    "int8": Scheme("int8", "fp16"),
+    "int4": Scheme("int4", "fp16"),
+}
 
 
-def phase_schemes(precision: str, prefill_precision: str | None = None) -> dict[Phase, Scheme]:
+def phase_schemes(
+    precision: str, prefill_precision: str | None = None, target: str = "cpu"
+) -> dict[Phase, Scheme]:
     """How each phase's weights are stored.
 
     Args:
         precision: of the bundle.
         prefill_precision: `"int8"` for an int4 bundle whose prefill has int8 layers of its own.
+        target: of the bundle, which has the precision.
     """
-    scheme = _SCHEMES[precision]
+    scheme = (_CUDA_SCHEMES if target == "cuda" else _SCHEMES)[precision]
     prefill = scheme if prefill_precision is None else Scheme("int8", scheme.tables)
     return {Phase.PREFILL: prefill, Phase.DECODE: scheme}
 
@@ -133,30 +156,45 @@ class Int8Lookup:
 
 
 @dataclass(frozen=True)
-class Int4Matrix:
+class BlockMatrix:
     """A matrix in blocks of inputs, as MatMulNBits takes it.
 
     Attributes:
+        bits: of a code, 4 or 8.
         block_size: inputs of a block.
-        codes: uint8 [outputs, blocks, block_size / 2], two codes a byte, the low one first.
-        scales: float32 [outputs, blocks].
-        zero_points: uint8 [outputs, blocks / 2 rounded up], two a byte.
+        codes: uint8 [outputs, blocks, block_size * bits / 8], two codes of 4 bits a byte, the low one
+            first.
+        scales: [outputs, blocks], of the activations' dtype.
+        zero_points: uint8 [outputs, blocks / 2 rounded up], two a byte; `None` with 8 bits, where all
+            are 128.
     """
 
+    bits: int
     block_size: int
     codes: StoredTensor
     scales: StoredTensor
-    zero_points: StoredTensor
+    zero_points: StoredTensor | None
 
     @classmethod
-    def of(cls, weight: str, outputs: int, inputs: int, block_size: int) -> Int4Matrix:
-        """The tensors that store a weight of the given size."""
+    def of(
+        cls,
+        weight: str,
+        outputs: int,
+        inputs: int,
+        block_size: int,
+        bits: int = 4,
+        floats: str = "fp32",
+    ) -> BlockMatrix:
+        """The tensors that store a weight of the given size, beside floats of the given storage."""
         blocks = inputs // block_size
+        name = f"{weight}.int{bits}" if floats == "fp32" else f"{weight}.int{bits}.{floats}"
+        zero_points = StoredTensor(f"{name}.zero_points", "uint8", (outputs, -(-blocks // 2)))
         return cls(
+            bits,
             block_size,
-            StoredTensor(f"{weight}.int4", "uint8", (outputs, blocks, block_size // 2)),
-            StoredTensor(f"{weight}.int4.scales", "float32", (outputs, blocks)),
-            StoredTensor(f"{weight}.int4.zero_points", "uint8", (outputs, -(-blocks // 2))),
+            StoredTensor(name, "uint8", (outputs, blocks, block_size * bits // 8)),
+            StoredTensor(f"{name}.scales", HALVES.get(floats, "float32"), (outputs, blocks)),
+            zero_points if bits == 4 else None,
         )
 
     def rows(self) -> StoredTensor:
@@ -165,8 +203,8 @@ class Int4Matrix:
         return self.codes.view(f"{self.codes.name}.rows", (outputs, blocks * half))
 
 
-def int4_block_size(config: ModelConfig) -> int:
-    """The block size of a model's int4 weights: blocks must divide every matrix's inputs.
+def block_size(config: ModelConfig) -> int:
+    """The size of a model's blocks of codes: they must divide every matrix's inputs.
 
     Raises:
         ValueError: if no block size does.
@@ -176,13 +214,13 @@ def int4_block_size(config: ModelConfig) -> int:
         if all(width % size == 0 for width in widths):
             return size
     raise ValueError(
-        f"int4 needs widths that {BLOCK_SIZES[-1]} divides, and this model has widths of "
-        f"{', '.join(str(width) for width in widths)}; export it as int8 or fp32"
+        f"codes in blocks need widths that {BLOCK_SIZES[-1]} divides, and this model has widths of "
+        f"{', '.join(str(width) for width in widths)}; export it for target cpu as int8, or as floats"
     )
 
 
-def takes_int4(config: ModelConfig) -> bool:
-    """Whether a model's weights can be stored as int4."""
+def takes_blocks(config: ModelConfig) -> bool:
+    """Whether a model's weights can be stored in blocks of codes."""
     return all(width % BLOCK_SIZES[-1] == 0 for width in _input_widths(config))
 
 
@@ -205,9 +243,19 @@ def is_position_table(weight: str) -> bool:
     return weight == "embeddings/position_embedding/embeddings"
 
 
-def half_positions(weight: str, config: ModelConfig) -> StoredTensor:
-    """The position embedding of a quantized model, in float16."""
-    return StoredTensor(f"{weight}.fp16", "float16", (config.max_sequence_length, config.hidden_dim))
+def half_weight(weight: str, shape: tuple[int, ...], storage: str = "fp16") -> StoredTensor:
+    """A weight in floats of 16 bits.
+
+    A layer's matrix [inputs, outputs] is stored as [outputs, inputs]: products with the transpose read
+    each output's weights one after another, for which cuBLAS has its fastest kernels.
+
+    Args:
+        weight: its name.
+        shape: of the model's weight.
+        storage: of `HALVES`.
+    """
+    stored = shape[::-1] if is_layer_matrix(weight) else shape
+    return StoredTensor(f"{weight}.{storage}", HALVES[storage], stored)
 
 
 def head_factors(weight: str, width: int) -> StoredTensor:

@@ -135,7 +135,14 @@ def _check_graphs(folder: Path, manifest: Manifest) -> None:
     # A graph that serves both phases is one of any number of tokens, as prefill's is.
     phases = {manifest.graphs[phase]: phase for phase in (Phase.DECODE, Phase.PREFILL)}
     for entry, phase in phases.items():
-        limits = GraphLimits(manifest.model, phase, manifest.cache_dtype, weights.name, weights.size)
+        limits = GraphLimits(
+            manifest.model,
+            phase,
+            manifest.cache_dtype,
+            weights.name,
+            weights.size,
+            manifest.contract_revision,
+        )
         data = _read_checked(folder, entry)
         try:
             check_graph_file(data, limits)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from graphs.contract import ModelConfig, cache_shape
+from graphs.contract import CACHE_BYTES, ModelConfig, cache_shape
 
 # Of each row: the graphs write padding that would lie past the end into the last slot.
 SPARE_SLOTS = 1
@@ -15,7 +15,13 @@ SPARE_SLOTS = 1
 
 def cache_bytes(config: ModelConfig, batch: int, capacity: int, dtype: str) -> int:
     """Bytes that a `KVCache` of these arguments takes."""
-    return config.cache_bytes(batch, capacity + SPARE_SLOTS, np.dtype(dtype).itemsize)
+    return config.cache_bytes(batch, capacity + SPARE_SLOTS, CACHE_BYTES[dtype])
+
+
+def check_roll_back(lengths: NDArray[np.int32], wanted: NDArray[np.int32]) -> None:
+    """Raises `ValueError` if rows of some lengths cannot be rolled back to others."""
+    if (wanted < 0).any() or (wanted > lengths).any():
+        raise ValueError(f"cannot roll rows of {lengths} tokens back to {wanted}")
 
 
 class KVCache:
@@ -60,8 +66,7 @@ class KVCache:
         Raises:
             ValueError: if a length is negative or more than the row has.
         """
-        if (lengths < 0).any() or (lengths > self.lengths).any():
-            raise ValueError(f"cannot roll rows of {self.lengths} tokens back to {lengths}")
+        check_roll_back(self.lengths, lengths)
         self.lengths[:] = lengths
 
     def copy_rows(

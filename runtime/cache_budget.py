@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -17,6 +18,31 @@ from runtime.sizes import format_bytes
 # A cache below this is taken without a look at the machine's memory, which costs a third of a
 # millisecond.
 SMALL_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class CacheDemand:
+    """What a cache would take, and what there is for it.
+
+    Attributes:
+        cache_bytes: of the cache.
+        workspace_bytes: what a step needs beside it.
+        available_bytes: of the memory that it would be in; `None` where nobody knows.
+        place: whose memory that is.
+    """
+
+    cache_bytes: int
+    workspace_bytes: int
+    available_bytes: int | None
+    place: str
+
+
+@runtime_checkable
+class DeviceCacheDecoder(Protocol):
+    """A decoder whose caches are in a memory of their own, and take all of theirs at once."""
+
+    def cache_demand(self, batch: int, capacity: int) -> CacheDemand:
+        """What a cache of `batch` rows with room for `capacity` tokens each would take."""
 
 
 class CacheBudget:
@@ -55,10 +81,18 @@ class CacheBudget:
         Raises:
             CacheMemoryError: if it does not; nothing has been allocated then.
         """
-        dtype = getattr(decoder, "cache_dtype", "float32")
-        needed = cache_bytes(decoder.config, batch, capacity, dtype)
+        demand = None
+        if isinstance(decoder, DeviceCacheDecoder):
+            demand = decoder.cache_demand(batch, capacity)
+        if demand is None:
+            dtype = getattr(decoder, "cache_dtype", "float32")
+            needed = cache_bytes(decoder.config, batch, capacity, dtype)
+        else:
+            needed = demand.cache_bytes
         with self._lock:
-            problem = self._over_limit(needed) or self._over_memory(needed)
+            problem = self._over_limit(needed) or (
+                self._over_memory(needed) if demand is None else _over_demand(demand)
+            )
             if problem is not None:
                 allowed, reason = problem
                 raise CacheMemoryError(
@@ -94,6 +128,17 @@ class CacheBudget:
         return max(0, available - promised), (
             f"{reason} and calls in flight may yet fill {format_bytes(promised)}"
         )
+
+
+def _over_demand(demand: CacheDemand) -> tuple[int, str] | None:
+    """What is left of a device's memory for caches, and why, where that is not enough."""
+    available = demand.available_bytes
+    if available is None or demand.cache_bytes + demand.workspace_bytes <= available:
+        return None
+    return max(0, available - demand.workspace_bytes), (
+        f"{format_bytes(available)} of the memory of {demand.place} are available, of which a run "
+        f"needs up to {format_bytes(demand.workspace_bytes)}"
+    )
 
 
 def _unfilled(cache: Any, size: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from runtime.cache_budget import CacheBudget
 from runtime.call_limits import CallLimits
-from runtime.decoder import Decoder, IntArray, StepOutput
+from runtime.decoder import BestLogits, Decoder, IntArray, StepOutput
 from runtime.errors import LogitsError
 from runtime.forked_process import check_process
 
@@ -70,8 +71,24 @@ class CallDecoder:
         check_process(self._process)
         self._check_limits()
         output = self._decoder.append(cache, token_ids, new_lengths, hidden_states=hidden_states)
-        check_logits(output.logits, new_lengths, cache.lengths)
+        best = output.best
+        if best is None or not are_finite(best, new_lengths):
+            check_logits(output.logits, new_lengths, cache.lengths)
         return output
+
+
+def are_finite(best: BestLogits, new_lengths: IntArray) -> bool:
+    """Whether the best logits of all rows with new tokens, and their totals, are finite numbers.
+
+    NaN or plus infinity among the other logits makes the total NaN. Minus infinity does not show
+    there: its weight is 0, and no sampler takes it.
+    """
+    # As in `check_logits`: one pass over all.
+    sums = np.einsum("ij->", best.logits), np.einsum("i->", best.totals)
+    if all(map(math.isfinite, sums)):
+        return True
+    rows = np.flatnonzero(new_lengths)
+    return bool(np.isfinite(best.logits[rows]).all() and np.isfinite(best.totals[rows]).all())
 
 
 def check_logits(

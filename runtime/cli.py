@@ -77,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SIZE",
         help="refuse a KV cache of more, such as 2GB or 500MB (default: what memory is free)",
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
     parser.add_argument("--verify", action="store_true", help="check the weights' hash first")
     parser.add_argument(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +14,38 @@ from graphs.contract import ModelConfig
 
 IntArray = NDArray[np.integer[Any]]
 FloatArray = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class BestLogits:
+    """The largest logits of each row: what a model on a device tells the host after a step.
+
+    The arrays may be reused by the next call: copy what is to outlive it.
+
+    Attributes:
+        logits: float32 [batch, n], in falling order.
+        token_ids: int64 [batch, n], theirs; those of equal logits in any order.
+        totals: float32 [batch], sum over the whole vocabulary of `exp((logit - largest) /
+            temperature)`, at the row's temperature of `TemperedCache`.
+        vocabulary: tokens of the model; where n is that many, nothing is missing.
+    """
+
+    logits: NDArray[np.float32]
+    token_ids: NDArray[np.int64]
+    totals: NDArray[np.float32]
+    vocabulary: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether these are all logits there are."""
+        return len(self.logits[0]) == self.vocabulary
+
+    def rows(self, rows: Sequence[int]) -> BestLogits:
+        """A copy of some rows."""
+        chosen = list(rows)
+        return BestLogits(
+            self.logits[chosen], self.token_ids[chosen], self.totals[chosen], self.vocabulary
+        )
 
 
 @dataclass(frozen=True)
@@ -24,10 +58,38 @@ class StepOutput:
             logits; what is there in their place has no meaning.
         hidden_states: float32 [batch, sequence, hidden] after the final norm, or `None` where the
             caller did not ask for them.
+        best: the largest logits where the model gives them beside all, see `LazyStepOutput`.
     """
 
     logits: NDArray[np.float32]
     hidden_states: NDArray[np.float32] | None = None
+    best: BestLogits | None = None
+
+
+class LazyStepOutput(StepOutput):
+    """What a model on a device says: the best logits at once, all of them when they are looked at.
+
+    Args:
+        best: the best logits of each row.
+        read_logits: copies all logits, float32 [batch, vocabulary], from the device; called at most
+            once, before the next step.
+        hidden_states: see `StepOutput`.
+    """
+
+    def __init__(
+        self,
+        best: BestLogits,
+        read_logits: Callable[[], NDArray[np.float32]],
+        hidden_states: NDArray[np.float32] | None = None,
+    ) -> None:
+        # Not by assignment, which the base class forbids.
+        self.__dict__.update(best=best, hidden_states=hidden_states, _read_logits=read_logits)
+
+    @functools.cached_property
+    def logits(self) -> NDArray[np.float32]:
+        """All logits; see `StepOutput`."""
+        logits: NDArray[np.float32] = self.__dict__["_read_logits"]()
+        return logits
 
 
 class Cache(Protocol):
@@ -45,6 +107,18 @@ class Cache(Protocol):
             targets: int [n], rows of this cache, each once.
             first: slots before this one are known to be the same already.
         """
+
+
+@runtime_checkable
+class TemperedCache(Protocol):
+    """A cache of a decoder that gives `BestLogits`.
+
+    Attributes:
+        temperatures: float32 [batch], 1 in a new cache; what the caller writes here holds for the
+            `BestLogits.totals` of the steps that follow.
+    """
+
+    temperatures: NDArray[np.float32]
 
 
 class Decoder(Protocol):

@@ -7,6 +7,10 @@ class BundleError(ValueError):
     """A bundle cannot be used: it is not one, is incomplete, was altered, or is of another revision."""
 
 
+class NodePlacementError(BundleError):
+    """Parts of a bundle's graph would run on the CPU, where a device was asked for."""
+
+
 class RuntimeMissingError(ImportError):
     """ONNX Runtime is not installed, or lacks what was asked for."""
 
@@ -26,6 +30,23 @@ class CacheMemoryError(RuntimeError):
 
     def __reduce__(self) -> tuple[type[CacheMemoryError], tuple[str, int, int]]:
         return type(self), (str(self), self.needed, self.allowed)
+
+
+class DeviceMemoryError(RuntimeError):
+    """A buffer does not fit in a device's memory; nothing was allocated.
+
+    Attributes:
+        needed: bytes that were asked for.
+        available: bytes that the device had left; `None` where it does not tell.
+    """
+
+    def __init__(self, message: str, needed: int, available: int | None) -> None:
+        super().__init__(message)
+        self.needed = needed
+        self.available = available
+
+    def __reduce__(self) -> tuple[type[DeviceMemoryError], tuple[str, int, int | None]]:
+        return type(self), (str(self), self.needed, self.available)
 
 
 class LogitsError(RuntimeError):

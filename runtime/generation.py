@@ -12,13 +12,14 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, overload
+from typing import Any, overload
 
 import numpy as np
-from numpy.typing import NDArray
 
-from runtime.decoder import Decoder, StepOutput
+from runtime.decoder import Decoder, StepOutput, TemperedCache
+from runtime.probabilities import bounded_temperature
 from runtime.results import CutReason, FinishReason
+from runtime.token_draw import TokenDraw, TokenSampler
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,13 @@ class Run(ABC):
         """Slots that a cache needs: rows end at different ones, and the longest decides."""
         return max(self._longest_prompt(), *(row.request.max_length for row in self.rows))
 
-    def _prefill(self, capacity: int, **options: bool) -> tuple[Any, StepOutput]:
-        """A cache of one row a prompt that holds the prompts, and what the model said."""
+    def _prefill(
+        self, capacity: int, temperature: float = 1.0, **options: bool
+    ) -> tuple[Any, StepOutput]:
+        """A cache of one row a prompt that holds the prompts, and what the model said.
+
+        The temperature is that of the `BestLogits` of all steps with this cache.
+        """
         started = time.perf_counter()
         prompts = [row.request.prompt for row in self.rows]
         lengths = np.array([len(prompt) for prompt in prompts], np.int32)
@@ -141,6 +147,8 @@ class Run(ABC):
         for i, prompt in enumerate(prompts):
             token_ids[i, : len(prompt)] = prompt
         cache = self._decoder.new_cache(len(prompts), capacity)
+        if isinstance(cache, TemperedCache):
+            cache.temperatures[:] = bounded_temperature(temperature)
         output = self._decoder.append(cache, token_ids, lengths, **options)
         self.prefill_seconds = time.perf_counter() - started
         return cache, output
@@ -155,36 +163,26 @@ class Run(ABC):
         return self._decode_time.seconds
 
 
-class TokenSampler(Protocol):
-    """What `GenerationRun` asks of a sampler; see `runtime.samplers.Sampler`."""
-
-    seed: int | None
-
-    def sample(
-        self, logits: NDArray[np.float32], generators: Sequence[np.random.Generator]
-    ) -> NDArray[np.int64]:
-        """The next token of each row."""
-
-
 class GenerationRun(Run):
     """Row by row, each next token drawn by a sampler from the logits after the last."""
 
     def __init__(self, decoder: Decoder, requests: Sequence[RowRequest], sampler: TokenSampler) -> None:
         super().__init__(decoder, requests)
-        self._sampler = sampler
-        self._generators = _RowGenerators(sampler.seed, [request.prompt for request in requests])
+        self._temperature = sampler.temperature
+        generators = _RowGenerators(sampler.seed, [request.prompt for request in requests])
+        self._draw = TokenDraw(sampler, generators, decoder.config.vocabulary_size)
 
     def steps(self) -> Generator[dict[int, int]]:
         """Yields the tokens of each step by row number, until every row has ended."""
         running = self._running()
         if not running:
             return
-        cache, output = self._prefill(self._room())
+        cache, output = self._prefill(self._room(), self._temperature)
         next_ids = np.zeros((len(self.rows), 1), np.int64)
         new_lengths = np.zeros(len(self.rows), np.int32)
         new_lengths[running] = 1
         with self._decoding():
-            drawn = self._draw(output.logits, running)
+            drawn = self._draw(output, running)
         while True:
             for i, token_id in drawn.items():
                 self.rows[i].push(token_id)
@@ -197,28 +195,7 @@ class GenerationRun(Run):
                     return
             with self._decoding():
                 output = self._decoder.append(cache, next_ids, new_lengths)
-                drawn = self._draw(output.logits, running)
-
-    def _draw(self, logits: NDArray[np.float32], running: list[int]) -> dict[int, int]:
-        """The sampler's choice for each running row, by row number."""
-        generators: Sequence[np.random.Generator] = self._generators
-        if len(running) < len(self.rows):
-            logits = logits[running]
-            generators = [generators[i] for i in running]
-        token_ids = np.asarray(self._sampler.sample(logits, generators))
-        return dict(zip(running, self._check_choice(token_ids, len(running)), strict=True))
-
-    def _check_choice(self, token_ids: NDArray[Any], rows: int) -> list[int]:
-        """Samplers are open to users: what they return is input."""
-        size = self._decoder.config.vocabulary_size
-        whole = token_ids.shape == (rows,) and token_ids.dtype.kind in "iu"
-        chosen: list[int] = token_ids.tolist()
-        if not whole or min(chosen) < 0 or max(chosen) >= size:
-            raise ValueError(
-                f"{type(self._sampler).__name__} must return one token id a row, {rows} whole numbers "
-                f"from 0 to {size - 1}; got {chosen}"
-            )
-        return chosen
+                drawn = self._draw(output, running)
 
 
 class _RowGenerators(Sequence["np.random.Generator"]):

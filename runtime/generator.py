@@ -49,6 +49,9 @@ class BundleSource:
     packed_weights: bool
     independent_rows: bool
     max_cache_bytes: int | None
+    cuda_graphs: bool
+    allow_cpu_nodes: bool
+    max_arena_bytes: int | None
 
 
 class Generator:
@@ -115,12 +118,17 @@ class Generator:
         packed_weights: bool = True,
         independent_rows: bool = True,
         max_cache_bytes: int | None = None,
+        cuda_graphs: bool = True,
+        allow_cpu_nodes: bool = False,
+        max_arena_bytes: int | None = None,
     ) -> Generator:
         """Loads an exported bundle.
 
         Args:
             bundle: path of the bundle's folder.
-            device: `"cpu"`, `"cuda"`, or `"auto"` for what the installed ONNX Runtime offers.
+            device: `"cpu"`; `"cuda"`, which is `"cuda:0"`, or another GPU's number; `"auto"` for a GPU
+                if the bundle was exported for one and it can be used, else the CPU. What was taken is
+                in the attribute `device`.
             threads: CPU threads of a step; by default one for each physical core that this process
                 may use.
             verify: whether to check the hash of the weights too, which reads the whole file. Sizes
@@ -134,25 +142,38 @@ class Generator:
                 takes its steps alone. `False` makes batches faster: a step of 8 rows takes a third of
                 the time.
             max_cache_bytes: most that the KV caches of all calls in flight may take; see `Generator`.
+            cuda_graphs: whether a GPU's decode steps are recorded as CUDA graphs and replayed, one for
+                each number of rows and capacity.
+            allow_cpu_nodes: whether the CPU may run operators of the graphs that ONNX Runtime has no
+                CUDA kernel for; a portable bundle needs it on a GPU.
+            max_arena_bytes: of a GPU's memory, the most that ONNX Runtime may take for weights and what
+                lies between layers.
 
         Warns:
-            RuntimeWarning: if they cannot be kept so; they are packed in memory then.
+            RuntimeWarning: if weights cannot be kept packed, which are packed in memory then; if
+                `device="auto"` takes the CPU for a bundle that was exported for GPUs.
 
         Raises:
             BundleError: if the folder is no bundle, is incomplete, altered or of another revision.
-            RuntimeMissingError: if ONNX Runtime is not installed or lacks the device.
+            ValueError: if the bundle does not run on the device.
+            RuntimeMissingError: if ONNX Runtime is not installed, or the device cannot be used: says
+                what is missing and how to get it.
+            DeviceMemoryError: if the weights do not fit in the GPU's memory.
         """
         from runtime.bundle import open_bundle
-        from runtime.session import SessionDecoder
+        from runtime.open_decoder import open_decoder
 
         loaded, decoder = open_bundle(
             bundle,
-            lambda found: SessionDecoder(
+            lambda found: open_decoder(
                 found,
-                device=device,
-                threads=threads,
+                device,
+                threads,
                 packed_weights=packed_weights,
                 independent_rows=independent_rows,
+                cuda_graphs=cuda_graphs,
+                allow_cpu_nodes=allow_cpu_nodes,
+                max_arena_bytes=max_arena_bytes,
             ),
             verify=verify,
         )
@@ -171,6 +192,9 @@ class Generator:
             packed_weights,
             independent_rows,
             max_cache_bytes,
+            cuda_graphs,
+            allow_cpu_nodes,
+            max_arena_bytes,
         )
         return generator
 
@@ -181,6 +205,11 @@ class Generator:
                 "process: this one was made from a decoder. Make one in each process from a bundle"
             )
         return _reopen, (type(self), self._source, self.sampler, self.max_length)
+
+    @property
+    def device(self) -> str | None:
+        """Where the model runs, `"cpu"` or `"cuda:0"`; `None` if its decoder does not tell."""
+        return getattr(self._decoder, "device", None)
 
     @property
     def cache_bytes_in_use(self) -> int:

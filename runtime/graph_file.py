@@ -12,7 +12,14 @@ from collections import Counter
 from dataclasses import dataclass
 from math import prod
 
-from graphs.contract import ModelConfig, Phase, TensorSpec, graph_inputs, graph_outputs
+from graphs.contract import (
+    ModelConfig,
+    Phase,
+    Revision,
+    TensorSpec,
+    graph_inputs,
+    graph_outputs,
+)
 from graphs.operators import DOMAINS, OPERATORS, UNBOUNDED_INPUTS
 from runtime.wire_format import (
     GraphFileError,
@@ -48,7 +55,7 @@ DIMENSION = {1: "value", 2: "parameter", 3: "denotation"}
 
 # ONNX's numbers of dtypes: NumPy's name and bits.
 DTYPES = {1: ("float32", 32), 2: ("uint8", 8), 3: ("int8", 8), 6: ("int32", 32), 7: ("int64", 64)}
-DTYPES |= {9: ("bool", 8), 10: ("float16", 16)}
+DTYPES |= {9: ("bool", 8), 10: ("float16", 16), 16: ("bfloat16", 16)}
 INTEGERS = {6: "i", 7: "q"}
 EXTERNAL = 1
 
@@ -63,6 +70,7 @@ class GraphLimits:
         cache_dtype: NumPy name of the cache's dtype.
         weights_name: the one file that it may point into.
         weights_size: bytes of that file.
+        revision: of the contract that it follows.
     """
 
     config: ModelConfig
@@ -70,6 +78,7 @@ class GraphLimits:
     cache_dtype: str
     weights_name: str
     weights_size: int
+    revision: Revision = Revision.HOST
 
     @property
     def largest(self) -> int:
@@ -94,9 +103,9 @@ def check_graph_file(data: bytes, limits: GraphLimits) -> None:
         if (domain := text(opset, "domain")) not in DOMAINS:
             raise GraphFileError(f"wants operators of {domain!r}; known are those of {DOMAINS}")
     graph = only(model, "graph", GRAPH)
-    config, phase, dtype = limits.config, limits.phase, limits.cache_dtype
-    names = _check_values(graph, "input", graph_inputs(config, phase, dtype))
-    _check_values(graph, "output", graph_outputs(config, phase, dtype))
+    contract = (limits.config, limits.phase, limits.cache_dtype, limits.revision)
+    names = _check_values(graph, "input", graph_inputs(*contract))
+    _check_values(graph, "output", graph_outputs(*contract))
     constants = _check_initializers(graph, limits)
     twice = [
         name for name, count in Counter([*names, *(name for name, _ in constants)]).items() if count > 1

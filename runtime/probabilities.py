@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -98,8 +98,13 @@ def draw_few(logits: Sequence[float], temperature: float, generator: np.random.G
     maximum = max(logits)
     if not math.isfinite(maximum):
         raise ValueError(_NOT_FINITE)
-    bounded = _bounded(temperature)
-    sums = list(accumulate(math.exp((logit - maximum) / bounded) for logit in logits))
+    bounded = bounded_temperature(temperature)
+    return draw_listed([math.exp((logit - maximum) / bounded) for logit in logits], generator)
+
+
+def draw_listed(weights: Iterable[float], generator: np.random.Generator) -> int:
+    """`draw_one` for a few weights as plain numbers; not negative, some above 0."""
+    sums = list(accumulate(weights))
     # The generator's number is below 1, but the product may round up to the last sum.
     return bisect_right(sums, generator.random() * sums[-1], hi=bisect_left(sums, sums[-1]))
 
@@ -158,12 +163,38 @@ def largest_by_id(row: Floats, count: int) -> NDArray[np.int64]:
     return candidates
 
 
-def _bounded(temperature: float) -> float:
+def largest_listed(
+    logits: Sequence[float], ids: Sequence[int], count: int, complete: bool
+) -> Sequence[int] | None:
+    """`largest` where a list of the largest logits is all that is known.
+
+    Args:
+        logits: the largest of a row, in falling order.
+        ids: their token ids; those of equal logits in any order.
+        count: how many to take.
+        complete: whether the row has no others.
+
+    Returns:
+        Places in the list, largest first; `None` where a logit that is not in the list is one of the
+        `count` largest, or as large as the last of them and so perhaps too.
+    """
+    if count > len(logits) or (logits[count - 1] == logits[-1] and not complete):
+        return None
+    edge = logits[count - 1]
+    if count == len(logits) or logits[count] < edge:
+        return range(count)
+    start = logits.index(edge)  # of the equal ones some do not stay
+    equal = sorted(range(start, start + logits.count(edge)), key=ids.__getitem__)
+    return [*range(start), *equal[: count - start]]
+
+
+def bounded_temperature(temperature: float) -> float:
+    """The temperature, or the nearest that float32 holds with its inverse: there it is the same."""
     return min(max(temperature, _LEAST_TEMPERATURE), _GREATEST_TEMPERATURE)
 
 
 def _scaled(logits: Floats, maximum: Any, temperature: float, out: Floats | None = None) -> Floats:
-    bounded = _bounded(temperature)
+    bounded = bounded_temperature(temperature)
     scaled: Floats = np.subtract(logits, maximum, out=out)
     if bounded != 1.0:
         with np.errstate(over="ignore"):  # minus infinity is what is meant

@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions over a bundle's two graphs, run on the buffers of a KV cache."""
+"""A bundle on the CPU: ONNX Runtime sessions over its graphs, run on the buffers of a KV cache."""
 
 from __future__ import annotations
 
@@ -23,12 +23,11 @@ from graphs.contract import (
 from runtime.bundle import Bundle
 from runtime.cache import KVCache
 from runtime.decoder import IntArray, StepOutput
+from runtime.devices import CPU
 from runtime.forked_process import keep_in_children
 from runtime.interruptible_run import run_interruptibly
-from runtime.session_opener import PROVIDERS, SessionOpener, check_threads, choose_provider
-
-# After the import above, whose error says what to install.
-import onnxruntime as ort  # isort: skip
+from runtime.onnx_runtime import ort
+from runtime.session_opener import SessionOpener, check_threads
 
 # Weights times tokens of a run that is worth a thread of its own, to be able to end it: tens of
 # milliseconds, where the thread costs a tenth of one.
@@ -57,11 +56,10 @@ class BoundCache(KVCache):
 
 
 class SessionDecoder:
-    """A `runtime.decoder.Decoder` that runs a bundle with ONNX Runtime.
+    """A `runtime.decoder.Decoder` that runs a bundle on the CPU.
 
     Args:
         bundle: what to run.
-        device: `"cpu"`, `"cuda"` or `"auto"`.
         threads: CPU threads of a step; by default one for each physical core that this process may
             use, see `runtime.threads`.
         packed_weights: whether a bundle for CPUs may keep its weights packed on disk, see
@@ -76,15 +74,13 @@ class SessionDecoder:
         RuntimeWarning: if the weights cannot be kept packed on disk; they are packed in memory then.
 
     Raises:
-        ValueError: if the device or the thread count is not valid.
-        RuntimeMissingError: if the installed ONNX Runtime lacks the device.
+        ValueError: if the thread count is not valid.
         BundleError: if ONNX Runtime cannot load a graph.
     """
 
     def __init__(
         self,
         bundle: Bundle,
-        device: str = "auto",
         threads: int | None = None,
         *,
         packed_weights: bool | None = True,
@@ -94,10 +90,9 @@ class SessionDecoder:
         self.cache_dtype = bundle.manifest.cache_dtype
         self._portable = bundle.manifest.target == "portable"
         self._rows_alone = independent_rows and bundle.manifest.precision == "int4"
-        provider = choose_provider(device)
-        self.device = next(name for name, value in PROVIDERS.items() if value == provider)
-        opener = SessionOpener(bundle, provider, check_threads(threads))
-        if self._portable or self.device != "cpu" or packed_weights is None:
+        self.device = CPU.name
+        opener = SessionOpener(bundle, check_threads(threads))
+        if self._portable or packed_weights is None:
             open_session = opener.unpacked
         else:
             open_session = opener.packed_on_disk if packed_weights else opener.packed_in_memory

@@ -14,24 +14,14 @@ from typing import Any
 from graphs.manifest import FileEntry
 from runtime.bundle import Bundle
 from runtime.cpu_features import sums_8_bit_products_exactly
+from runtime.devices import CPU, Device
 from runtime.errors import BundleError, RuntimeMissingError
+from runtime.node_placement import RECORD, check_placement
+from runtime.onnx_runtime import ort
 from runtime.pack_folder import DATA_FILE, MODEL_FILE
 from runtime.packed_weights import PackedWeights, PackError
 from runtime.threads import available_cores
 
-# ONNX Runtime reports usage to its makers unless told otherwise; who wants that sets the variable to 0.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-try:
-    import onnxruntime as ort
-except ImportError as error:
-    raise RuntimeMissingError(
-        f"ONNX Runtime is not installed or does not load ({error}). Install one "
-        "flavour of it: pip install 'opt-onnx[cpu]' for CPUs, or pip install 'opt-onnx[gpu]' for "
-        "NVIDIA GPUs"
-    ) from error
-
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-DEVICES = ("auto", *PROVIDERS)
 # Products of 8-bit numbers in a way that does not overflow, which takes two to three times as long: for
 # CPUs whose fast way does.
 EXACT = {} if sums_8_bit_products_exactly() else {"session.x64quantprecision": "1"}
@@ -51,26 +41,12 @@ SLOW_FUSIONS = ["SkipLayerNormFusion", "BiasSkipLayerNormFusion"]
 # The attention kernel that keeps no scores takes up to twice as long for a prompt on the CPU, and as
 # long for one token; chunks bound the memory of the scores. Read when a session is opened.
 PLAIN_ATTENTION = {"ORT_GQA_DISABLE_FLASH_ATTENTION": "1"}
-
-
-def choose_provider(device: str) -> str:
-    """ONNX Runtime's name for a device.
-
-    Raises:
-        ValueError: if there is no such device.
-        RuntimeMissingError: if the installed ONNX Runtime lacks it.
-    """
-    if device not in DEVICES:
-        raise ValueError(f"device must be one of {', '.join(DEVICES)}; got {device!r}")
-    available = ort.get_available_providers()
-    if device == "auto":
-        device = "cuda" if PROVIDERS["cuda"] in available else "cpu"
-    if PROVIDERS[device] not in available:
-        raise RuntimeMissingError(
-            f"device={device!r} needs ONNX Runtime's {PROVIDERS[device]}, and the installed one has "
-            f"{', '.join(available)}; install it with: pip install 'opt-onnx[gpu]'"
-        )
-    return PROVIDERS[device]
+# On GPUs: products of float32 in float32, norms' sums in float32, and no more memory than is in use.
+CUDA_SETTINGS = {
+    "use_tf32": "0",
+    "enable_skip_layer_norm_strict_mode": "1",
+    "arena_extend_strategy": "kSameAsRequested",
+}
 
 
 def check_threads(threads: int | None) -> int:
@@ -109,21 +85,20 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 class SessionOpener:
     """The ways to open a session on a bundle's graph files, by what becomes of the weights."""
 
-    def __init__(self, bundle: Bundle, provider: str, threads: int) -> None:
+    def __init__(self, bundle: Bundle, threads: int) -> None:
         self._bundle = bundle
-        self._provider = provider
         self._threads = threads
 
     def unpacked(self, graph: FileEntry) -> Any:
-        """Weights mapped as they are; slow with the fused operators."""
+        """On the CPU, weights mapped as they are; slow with the fused operators."""
         return self._open(self._bundle.folder / graph.name, self._options(UNPACKED))
 
     def packed_in_memory(self, graph: FileEntry) -> Any:
-        """Weights packed for this session."""
+        """On the CPU, weights packed for this session."""
         return self._open(self._bundle.folder / graph.name, self._options())
 
     def packed_on_disk(self, graph: FileEntry) -> Any:
-        """Weights mapped from a pack, which is made if missing; in memory where that fails."""
+        """On the CPU, weights mapped from a pack, made if missing; in memory where that fails."""
         flavour = f"{ort.__version__} {ort.get_build_info()} {ort.get_available_providers()}"
         choices = {**EXACT, "disabled_optimizers": " ".join(SLOW_FUSIONS)}
         options = self._options()
@@ -140,6 +115,65 @@ class SessionOpener:
             "Where that is as it should be, packed_weights=False says so",
             RuntimeWarning,
             stacklevel=2,
+        )
+        return session
+
+    def on_cuda(
+        self,
+        graph: FileEntry,
+        device: Device,
+        *,
+        cuda_graphs: bool,
+        allow_cpu_nodes: bool,
+        max_arena_bytes: int | None = None,
+    ) -> Any:
+        """On a GPU, which has the weights in its memory.
+
+        Args:
+            graph: which file to open.
+            device: the GPU, from `choose_device`.
+            cuda_graphs: whether runs may be recorded as CUDA graphs and replayed, see `gpu_graph_id`.
+            allow_cpu_nodes: whether the CPU may run what ONNX Runtime has no CUDA kernel for.
+            max_arena_bytes: most that ONNX Runtime may take for weights and what lies between layers.
+
+        Raises:
+            BundleError: if ONNX Runtime cannot load the graph; a `NodePlacementError` if the CPU would
+                run parts of it.
+            RuntimeMissingError: if ONNX Runtime cannot start on the GPU.
+        """
+        settings = {
+            "device_id": str(device.index),
+            "enable_cuda_graph": str(int(cuda_graphs)),
+            **CUDA_SETTINGS,
+        }
+        if max_arena_bytes is not None:
+            settings["gpu_mem_limit"] = str(max_arena_bytes)
+        try:
+            session = self._start(
+                self._bundle.folder / graph.name,
+                self._options(RECORD),
+                providers=[(device.provider, settings)],
+                enable_fallback=0,  # which prints
+            )
+        except BundleError as error:
+            if cuda_graphs and "graph capture" in str(error):
+                # ONNX Runtime refuses operators on the CPU by itself, and does not say which.
+                self.on_cuda(
+                    graph,
+                    device,
+                    cuda_graphs=False,
+                    allow_cpu_nodes=False,
+                    max_arena_bytes=max_arena_bytes,
+                )
+            raise
+        started = session.get_providers()[0]
+        if started != device.provider:  # ONNX Runtime falls back to the CPU without an error
+            raise RuntimeMissingError(
+                f"ONNX Runtime could not start {device.provider} on {device.name} and fell back to "
+                f"{started}; it prints the reason on standard error"
+            )
+        check_placement(
+            session, device.provider, cuda_graphs=cuda_graphs, allow_cpu_nodes=allow_cpu_nodes
         )
         return session
 
@@ -161,21 +195,14 @@ class SessionOpener:
         return options
 
     def _open(self, path: Path, options: Any) -> Any:
+        with _environment(PLAIN_ATTENTION):
+            return self._start(
+                path, options, providers=[CPU.provider], disabled_optimizers=SLOW_FUSIONS
+            )
+
+    def _start(self, path: Path, options: Any, **choices: Any) -> Any:
         try:
-            with _environment(PLAIN_ATTENTION):
-                session = ort.InferenceSession(
-                    os.fspath(path),
-                    options,
-                    providers=[self._provider],
-                    disabled_optimizers=SLOW_FUSIONS,
-                )
+            return ort.InferenceSession(os.fspath(path), options, **choices)
         except Exception as error:  # ONNX Runtime's exceptions share no base of their own
             told = " ".join(str(error).split())
             raise BundleError(f"ONNX Runtime cannot load {path}: {told}") from error
-        # ONNX Runtime falls back to the CPU without a word.
-        started = session.get_providers()[0]
-        if started != self._provider:
-            raise RuntimeMissingError(
-                f"ONNX Runtime could not start {self._provider} and fell back to {started}"
-            )
-        return session

@@ -13,17 +13,17 @@ from graphs.manifest import Probe
 from runtime.bundle import load_bundle
 from runtime.decoder import Decoder
 from runtime.errors import BundleError
-from runtime.session import SessionDecoder
+from runtime.open_decoder import open_decoder
 
 PROMPT_TOKENS, NEW_TOKENS = 8, 8
 # Of the logits' standard deviation. CPUs sum in other orders; where activations are quantized, a sum
 # that differs in its last bit can become another code.
-TOLERANCES = {"fp32": 1e-3, "int8": 0.05, "int4": 0.1}
+TOLERANCES = {"fp32": 1e-3, "fp16": 0.01, "bf16": 0.05, "int8": 0.05, "int4": 0.1}
 LARGE_BYTES = 2 * 1024**3
 
 
-def open_for_probe(folder: Path) -> SessionDecoder:
-    """Opens a bundle for one short run, beside which nothing is written.
+def open_for_probe(folder: Path) -> Decoder:
+    """Opens a bundle for one short run on the CPU, beside which nothing is written.
 
     Weights of gigabytes are mapped as they are: packing them in memory would need as much again. Not
     those of int4, whose kernel is a hundred times slower with weights that are not packed.
@@ -32,7 +32,7 @@ def open_for_probe(folder: Path) -> SessionDecoder:
     manifest = bundle.manifest
     large = manifest.weights.size > LARGE_BYTES and manifest.precision != "int4"
     packed = None if large else False
-    return SessionDecoder(bundle, device="cpu", packed_weights=packed)
+    return open_decoder(bundle, "cpu", packed_weights=packed)
 
 
 def make_probe(decoder: Decoder, precision: str) -> Probe | None:

@@ -56,15 +56,20 @@ def _reason(name: str, config: pytest.Config) -> str | None:
         return f"needs {', '.join(missing)}: pip install 'opt-onnx[reference]'" if missing else None
     if not config.getoption(f"--{name}"):
         return f"marked {name}: run with --{name}"
-    return "ONNX Runtime has no CUDAExecutionProvider" if name == "gpu" and not _has_cuda() else None
+    return _missing_gpu() if name == "gpu" else None
 
 
-def _has_cuda() -> bool:
-    if importlib.util.find_spec("onnxruntime") is None:
-        return False
-    import onnxruntime
+def _missing_gpu() -> str | None:
+    """What a GPU would need, as a user is told."""
+    from runtime.errors import RuntimeMissingError
 
-    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    try:
+        from runtime.devices import choose_device
+
+        choose_device("cuda", "cuda", "fp16")
+    except RuntimeMissingError as error:
+        return str(error)
+    return None
 
 
 @pytest.fixture(scope="session")
@@ -98,7 +103,7 @@ def decoder(bundle: Bundle) -> SessionDecoder:
     """The toy model on ONNX Runtime."""
     from runtime.session import SessionDecoder
 
-    return SessionDecoder(bundle, device="cpu", threads=1)
+    return SessionDecoder(bundle, threads=1)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ def load(job: Job) -> Model:
 
     # What `Generator.from_bundle` does; the decoder also tells logits, once speed has been measured.
     bundle = load_bundle(job.checkpoint)
-    decoder = SessionDecoder(bundle, device="cpu", threads=job.threads)
+    decoder = SessionDecoder(bundle, threads=job.threads)
     generator = Generator(decoder, bundle.tokenizer, sampler="greedy")
 
     def generate(token_ids: list[list[int]], new_tokens: int) -> list[list[int]]:

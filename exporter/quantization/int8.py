@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 LARGEST_CODE = 127
+MIDDLE = 128  # what stands for zero where codes are unsigned
 CHUNK = 1 << 17  # weights at a time, so that what is computed of them stays in the processor's cache
 
 
@@ -32,6 +33,23 @@ def quantize_rows(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     scales = _scales(np.maximum(block.max(axis=1), -block.min(axis=1)))
     return _codes(block, scales[:, None]), scales
+
+
+def quantize_row_blocks(rows: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Codes of a matrix in blocks of inputs, one scale for each block, as `MatMulNBits` takes them.
+
+    Args:
+        rows: float32 [rows, inputs].
+        block_size: inputs a block, which divides them.
+
+    Returns:
+        Codes uint8 [rows, blocks, block_size], 128 more than the signed ones, and scales float32
+        [rows, blocks].
+    """
+    count, inputs = rows.shape
+    codes, scales = quantize_rows(rows.reshape(-1, block_size))
+    unsigned = (codes.view(np.uint8) + np.uint8(MIDDLE)).reshape(count, -1, block_size)
+    return unsigned, scales.reshape(count, inputs // block_size)
 
 
 def _scales(largest: np.ndarray) -> np.ndarray:

@@ -5,32 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 
 from exporter.checkpoints.transposition import transpose_into
+from exporter.errors import ExportError
 from exporter.layer_walk import TOKEN_TABLE
 from exporter.quantization.calibration import ActivationStatistics
 from exporter.quantization.int4 import quantize_blocks
-from exporter.quantization.int8 import quantize_columns, quantize_rows
+from exporter.quantization.int8 import quantize_columns, quantize_row_blocks, quantize_rows
 from exporter.quantization.smoothing import activation_scale
 from exporter.weights import WeightSource, read_weight
 from graphs.contract import ModelConfig
 from graphs.quantization import (
-    Int4Matrix,
+    HALVES,
+    BlockMatrix,
     Int8Lookup,
     Int8Matrix,
     Scheme,
     StoredTensor,
-    half_positions,
+    block_size,
+    half_weight,
     head_factors,
-    int4_block_size,
     is_layer_matrix,
     is_position_table,
-    takes_int4,
+    takes_blocks,
 )
 
 HEAD_TABLE = "head/embeddings"  # where the head is not tied to the token table
-OUTPUT_CHUNK = 1024  # output channels of a matrix that become int4 codes at a time
+OUTPUT_CHUNK = 1024  # output channels of a matrix that are transposed at a time
 
 
 @dataclass(frozen=True)
@@ -78,12 +81,15 @@ def scheme_tensors(source: WeightSource, schemes: Collection[Scheme]) -> set[str
     names = set()
     for weight in source.shapes:
         for scheme in schemes:
+            storage: str = scheme.floats
             if is_layer_matrix(weight):
-                storage: str = scheme.layers
+                storage = scheme.layers
+                if storage not in HALVES and scheme.floats in HALVES:
+                    storage = f"{storage}.{scheme.floats}"
             elif weight in (TOKEN_TABLE, HEAD_TABLE):
                 storage = scheme.tables
-            else:
-                storage = "fp16" if quantized and is_position_table(weight) else "fp32"
+            elif quantized and is_position_table(weight):
+                storage = "fp16"
             suffix = "" if storage == "fp32" else f".{storage}"
             names |= {weight + suffix, f"{weight}{suffix}.rows"}
     return names
@@ -117,16 +123,17 @@ def _of_weight(
     """Every way in which a weight may be stored."""
     shape = source.shapes[weight]
     yield Recipe((StoredTensor(weight, "float32", shape),), lambda: _contiguous(source.blocks(weight)))
+    for storage in HALVES:
+        yield _half(source, weight, storage)
     if is_layer_matrix(weight):
         yield _int8_matrix(source, weight, activations)
-        if takes_int4(config):
-            yield _int4_matrix(config, source, weight, activations)
-    elif is_position_table(weight):
-        half = half_positions(weight, config)
-        yield Recipe((half,), lambda: (b.astype(np.float16) for b in source.blocks(weight)))
+        if takes_blocks(config):
+            yield _int4_matrix(config, source, weight, activations, "fp32")
+            yield _int4_matrix(config, source, weight, activations, "fp16")
+            yield _int8_blocks(config, source, weight)
     elif weight in (TOKEN_TABLE, HEAD_TABLE):
         yield _int8_table(config, source, weight, activations)
-        if takes_int4(config):
+        if takes_blocks(config):
             yield _int4_table(config, source, weight, activations)
 
 
@@ -178,40 +185,89 @@ def _int8_table(
     return Recipe(tuple(tensors), make)
 
 
+def _half(source: WeightSource, weight: str, storage: str) -> Recipe:
+    """A weight in floats of 16 bits, a layer's matrix transposed."""
+    tensor = half_weight(weight, source.shapes[weight], storage)
+
+    def make() -> Iterator[np.ndarray]:
+        matrix = is_layer_matrix(weight)
+        for rows in _transposed_rows(source, weight) if matrix else source.blocks(weight):
+            yield _narrow(rows, weight, storage)
+
+    return Recipe((tensor,), make)
+
+
+def _narrow(block: np.ndarray, weight: str, storage: str) -> np.ndarray:
+    """The nearest numbers of 16 bits.
+
+    Raises:
+        ExportError: if a number is too large for them.
+    """
+    dtype = np.dtype(ml_dtypes.bfloat16 if storage == "bf16" else np.float16)
+    with np.errstate(over="ignore"):
+        narrow = block.astype(dtype)
+    if not np.isfinite(narrow).all():
+        raise ExportError(
+            f"{weight} has the number {np.abs(block).max():g}, more than {HALVES[storage]} holds; "
+            "export the model with --precision bf16, which holds what fp32 does, or for another target"
+        )
+    return narrow
+
+
+def _transposed_rows(source: WeightSource, weight: str) -> Iterator[np.ndarray]:
+    """A kernel's columns as rows, a few at a time."""
+    kernel = read_weight(source, weight)
+    for start in range(0, kernel.shape[1], OUTPUT_CHUNK):
+        columns = kernel[:, start : start + OUTPUT_CHUNK]
+        chunk = np.empty(columns.shape[::-1], np.float32)
+        transpose_into(columns, chunk)
+        yield chunk
+
+
+def _int8_blocks(config: ModelConfig, source: WeightSource, weight: str) -> Recipe:
+    inputs, outputs = source.shapes[weight]
+    size = block_size(config)
+    matrix = BlockMatrix.of(weight, outputs, inputs, size, 8, "fp16")
+
+    def make() -> Iterator[np.ndarray]:
+        scales = []
+        for rows in _transposed_rows(source, weight):
+            codes, found = quantize_row_blocks(rows, size)
+            scales.append(_narrow(found, weight, "fp16"))
+            yield codes
+        yield np.concatenate(scales)
+
+    return Recipe((matrix.codes, matrix.scales), make)
+
+
 def _int4_matrix(
-    config: ModelConfig, source: WeightSource, weight: str, activations: Activations
+    config: ModelConfig, source: WeightSource, weight: str, activations: Activations, floats: str
 ) -> Recipe:
     inputs, outputs = source.shapes[weight]
-    matrix = Int4Matrix.of(weight, outputs, inputs, int4_block_size(config))
-
-    def rows() -> Iterator[np.ndarray]:
-        kernel = read_weight(source, weight)
-        for start in range(0, outputs, OUTPUT_CHUNK):
-            columns = kernel[:, start : start + OUTPUT_CHUNK]
-            chunk = np.empty(columns.shape[::-1], np.float32)
-            transpose_into(columns, chunk)
-            yield chunk
-
-    return _int4_recipe(matrix, rows, activations.importance(weight))
+    matrix = BlockMatrix.of(weight, outputs, inputs, block_size(config), 4, floats)
+    importance = activations.importance(weight)
+    return _int4_recipe(matrix, lambda: _transposed_rows(source, weight), importance)
 
 
 def _int4_table(
     config: ModelConfig, source: WeightSource, weight: str, activations: Activations
 ) -> Recipe:
     outputs, inputs = source.shapes[weight]
-    matrix = Int4Matrix.of(weight, outputs, inputs, int4_block_size(config))
+    matrix = BlockMatrix.of(weight, outputs, inputs, block_size(config))
     return _int4_recipe(matrix, lambda: source.blocks(weight), activations.importance(weight))
 
 
 def _int4_recipe(
-    matrix: Int4Matrix, rows: Callable[[], Iterator[np.ndarray]], importance: np.ndarray | None
+    matrix: BlockMatrix, rows: Callable[[], Iterator[np.ndarray]], importance: np.ndarray | None
 ) -> Recipe:
+    assert matrix.zero_points is not None
+
     def make() -> Iterator[np.ndarray]:
         scales, zero_points = [], []
         for block in rows():
             found = quantize_blocks(block, matrix.block_size, importance)
             assert found.zero_points is not None
-            scales.append(found.scales)
+            scales.append(found.scales.astype(matrix.scales.dtype))
             zero_points.append(found.zero_points)
             yield found.codes
         yield np.concatenate(scales)

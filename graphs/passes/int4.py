@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from graphs.passes.blocks import block_product
 from graphs.passes.dense import head_product, layer_products, replace_span, token_lookup
 from graphs.passes.matching import FUSED_DOMAIN, remove_unused
 from graphs.program import Program
-from graphs.quantization import Int4Matrix, int4_block_size
+from graphs.quantization import BlockMatrix, block_size
 
 ACCURACY_LEVEL = 4  # products of int8, the fast ones
 
@@ -36,14 +37,16 @@ def quantize_tables_int4(program: Program) -> int:
     outputs, inputs = config.vocabulary_size, config.embedding_width
     lookup, head = token_lookup(program), head_product(program)
     if lookup is not None:
-        table = Int4Matrix.of(lookup.weight, outputs, inputs, int4_block_size(config))
+        table = BlockMatrix.of(lookup.weight, outputs, inputs, block_size(config))
+        zero_points = table.zero_points
+        assert zero_points is not None
         rows = ir.node(
             "GatherBlockQuantized",
             [
                 program.stored(table.rows()),
                 lookup.rows,
                 program.stored(table.scales),
-                program.stored(table.zero_points),
+                program.stored(zero_points),
             ],
             {"bits": 4, "block_size": table.block_size, "gather_axis": 0, "quantize_axis": 1},
             domain=FUSED_DOMAIN,
@@ -60,25 +63,8 @@ def quantize_tables_int4(program: Program) -> int:
 def _product(
     program: Program, x: ir.Value, weight: str, outputs: int, inputs: int, bias: ir.Value | None
 ) -> ir.Node:
-    matrix = Int4Matrix.of(weight, outputs, inputs, int4_block_size(program.config))
-    operands = [
-        x,
-        program.stored(matrix.codes),
-        program.stored(matrix.scales),
-        program.stored(matrix.zero_points),
-    ]
-    return ir.node(
-        "MatMulNBits",
-        [*operands, None, bias] if bias is not None else operands,
-        {
-            "K": inputs,
-            "N": outputs,
-            "bits": 4,
-            "block_size": matrix.block_size,
-            "accuracy_level": ACCURACY_LEVEL,
-        },
-        domain=FUSED_DOMAIN,
-    )
+    matrix = BlockMatrix.of(weight, outputs, inputs, block_size(program.config))
+    return block_product(program, x, matrix, bias, accuracy_level=ACCURACY_LEVEL)
 
 
 def _finish(program: Program, count: int) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.decoder import BestLogits
+from runtime.probabilities import largest_listed
 from runtime.samplers.sampler import Sampler
 
 
@@ -27,6 +29,20 @@ class GreedySampler(Sampler):
         """The index of each row's largest logit; `generators` are not used."""
         token_ids: NDArray[np.int64] = logits.argmax(axis=-1)
         return token_ids
+
+    def sample_best(
+        self, best: BestLogits, generators: Sequence[np.random.Generator]
+    ) -> NDArray[np.int64] | None:
+        """As `sample`; `None` where a row's best logits are all equal and some are missing."""
+        picks = best.token_ids[:, 0].copy()
+        tied = best.logits[:, 0] == best.logits[:, :2][:, -1]  # also where there is only one
+        for row in tied.nonzero()[0].tolist():
+            ids = best.token_ids[row].tolist()
+            places = largest_listed(best.logits[row].tolist(), ids, 1, best.complete)
+            if places is None:
+                return None
+            picks[row] = ids[places[0]]
+        return picks
 
     def get_config(self) -> dict[str, Any]:
         return {"temperature": self.temperature}

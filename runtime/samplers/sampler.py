@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.decoder import Decoder
+from runtime.decoder import BestLogits, Decoder
 from runtime.generation import GenerationRun, RowRequest, Run
 from runtime.probabilities import softmax
 from runtime.samplers.arguments import positive_number, whole_number
@@ -73,6 +73,12 @@ class Sampler:
         self.temperature = positive_number("temperature", temperature)
         self.seed = None if seed is None else whole_number("seed", seed, 0, or_none=True)
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # Who overrides `sample` only does not mean what an inherited `sample_best` would choose.
+        if _depth(cls, "sample") < _depth(cls, "sample_best"):
+            cls.sample_best = Sampler.sample_best  # type: ignore[method-assign]
+
     def start(self, decoder: Decoder, requests: Sequence[RowRequest]) -> Run:
         """A run over a batch of prompts, which `Run.steps` drives.
 
@@ -101,6 +107,22 @@ class Sampler:
         """
         return self.get_next_token(softmax(logits, self.temperature), generators)
 
+    def sample_best(
+        self, best: BestLogits, generators: Sequence[np.random.Generator]
+    ) -> NDArray[np.int64] | None:
+        """What `sample` would give, from the best logits only; spares the host reading all of them.
+
+        Where a subclass overrides `sample` alone, it has the one of this class.
+
+        Args:
+            best: of the rows; must not be changed.
+            generators: one random generator a row, not used where the result is `None`.
+
+        Returns:
+            int64 [rows]; `None` if some row's choice depends on logits that are not among the best.
+        """
+        return None
+
     def get_next_token(
         self, probabilities: NDArray[np.floating[Any]], generators: Sequence[np.random.Generator]
     ) -> NDArray[np.int64]:
@@ -123,3 +145,8 @@ class Sampler:
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """The sampler whose `get_config` gave `config`."""
         return cls(**config)
+
+
+def _depth(cls: type[Sampler], method: str) -> int:
+    """How many classes back a method is defined."""
+    return next(depth for depth, base in enumerate(cls.__mro__) if method in vars(base))

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.probabilities import draw_few, draw_one, exponentials, largest_by_id
+from runtime.decoder import BestLogits
+from runtime.probabilities import draw_few, draw_one, exponentials, largest_by_id, largest_listed
 from runtime.samplers.arguments import whole_number, within_vocabulary
 from runtime.samplers.sampler import Sampler
 
@@ -41,6 +42,26 @@ class TopKSampler(Sampler):
         """Draws from the softmax over each row's k largest logits."""
         self.check_vocabulary(logits.shape[-1])
         picks = [self._draw(row, g) for row, g in zip(logits, generators, strict=True)]
+        return np.array(picks, np.int64)
+
+    def sample_best(
+        self, best: BestLogits, generators: Sequence[np.random.Generator]
+    ) -> NDArray[np.int64] | None:
+        """As `sample`; `None` where k is not below the number of the best logits, or ties reach it."""
+        self.check_vocabulary(best.vocabulary)
+        if self.k > _FEW:
+            return None
+        rows = list(zip(best.logits.tolist(), best.token_ids.tolist(), strict=True))
+        kept = []  # of all rows, before the first draw
+        for logits, ids in rows:
+            places = largest_listed(logits, ids, self.k, best.complete)
+            if places is None:
+                return None
+            kept.append(sorted(places, key=ids.__getitem__))  # the order in which `sample` draws
+        picks = []
+        for (logits, ids), places, generator in zip(rows, kept, generators, strict=True):
+            drawn = draw_few([logits[i] for i in places], self.temperature, generator)
+            picks.append(ids[places[drawn]])
         return np.array(picks, np.int64)
 
     def _draw(self, row: NDArray[np.float32], generator: np.random.Generator) -> int:

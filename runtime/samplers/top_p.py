@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.decoder import BestLogits
 from runtime.probabilities import (
     Floats,
+    draw_listed,
     draw_one,
     exponentials,
     find_sum,
     largest_by_id,
+    largest_listed,
     running_sums,
 )
 from runtime.samplers.arguments import share, whole_number, within_vocabulary
@@ -21,6 +27,11 @@ from runtime.samplers.sampler import Sampler
 
 # Below 1 by more than sums in float32 are wrong, which NumPy adds up pairwise.
 _BELOW_ONE = 0.99
+# More than a device's sum in float32 differs from this one's, as a share of it: measured, 4e-7 for sums
+# in many parts, as of a GPU, and 1.1e-5 for ONNX Runtime's on a CPU.
+_SUM_ERROR = 2.0**-16
+# More than exponentials in float32 err by: the larger logit's may be the smaller by so much.
+_WEIGHT_ERROR = 2.0**-20
 
 
 class TopPSampler(Sampler):
@@ -64,11 +75,49 @@ class TopPSampler(Sampler):
         picks = [self._draw(row, g) for row, g in zip(logits, generators, strict=True)]
         return np.array(picks, np.int64)
 
+    def sample_best(
+        self, best: BestLogits, generators: Sequence[np.random.Generator]
+    ) -> NDArray[np.int64] | None:
+        """As `sample`; `None` where a nucleus has, or may have, tokens that are not among the best.
+
+        A device sums the weights in another order than the host. Where a sum is so near to p that this
+        could decide, the result is `None` too.
+        """
+        self.check_vocabulary(best.vocabulary)
+        ids = best.token_ids.tolist()
+        weights = exponentials(best.logits, self.temperature).tolist()
+        kept = []  # of all rows, before the first draw
+        for row, total in enumerate(best.totals.tolist()):
+            places = self._nucleus_listed(best, row, ids[row], weights[row], total)
+            if places is None:
+                return None
+            kept.append(places)
+        picks = []
+        for row, (places, generator) in enumerate(zip(kept, generators, strict=True)):
+            drawn = draw_listed([weights[row][i] for i in places], generator)
+            picks.append(ids[row][places[drawn]])
+        return np.array(picks, np.int64)
+
+    def _nucleus_listed(
+        self, best: BestLogits, row: int, ids: list[int], weights: list[float], total: float
+    ) -> list[int] | None:
+        """`listed_nucleus` of one row, within its k largest logits."""
+        among: Sequence[int] | None = None
+        if self.k is not None and self.k < len(ids):
+            among = largest_listed(best.logits[row].tolist(), ids, self.k, best.complete)
+        closed = best.complete or among is not None
+        among = range(len(ids)) if among is None else among
+        if self.p == 1:  # nothing to cut off
+            return sorted(among, key=ids.__getitem__) if closed else None
+        return listed_nucleus(weights, ids, among, self.p * total, _SUM_ERROR * total, closed)
+
     def _draw(self, row: NDArray[np.float32], generator: np.random.Generator) -> int:
         top = None if self.k is None else largest_by_id(row, self.k)
         weights = exponentials(row, self.temperature, in_place=True)
-        if top is None and self.p == 1:  # nothing to cut off
-            return draw_one(weights, generator)
+        if self.p == 1:  # nothing to cut off
+            if top is None:
+                return draw_one(weights, generator)
+            return int(top[draw_one(weights[top], generator)])
         total = float(weights.sum())
         if top is None:
             kept = nucleus(weights, self.p * total, total)
@@ -109,4 +158,44 @@ def nucleus(weights: Floats, mass: float, total: float) -> NDArray[np.int64]:
         at_edge = (values == edge).nonzero()[0]
         inside[at_edge[len(at_edge) - surplus :]] = False
     kept: NDArray[np.int64] = candidates[inside.nonzero()[0]]
+    return kept
+
+
+def listed_nucleus(
+    weights: Sequence[float],
+    ids: Sequence[int],
+    among: Sequence[int],
+    mass: float,
+    error: float,
+    closed: bool,
+) -> list[int] | None:
+    """`nucleus` where a list of the largest weights is all that is known.
+
+    Args:
+        weights: the largest of a row, as plain numbers.
+        ids: their token ids.
+        among: places in the list that may be taken.
+        mass: what the sum must exceed.
+        error: how far the mass may be off.
+        closed: whether there is nothing else to take, as a full list has it or a k.
+
+    Returns:
+        Places in the list, in rising order of ids; `None` where the error, or what is not in the list,
+        may decide.
+    """
+    falling = sorted([weights[i] for i in among], reverse=True)
+    sums = list(accumulate(falling))
+    last = bisect_right(sums, mass)
+    reached = last < len(sums)
+    below, above = sums[last - 1] if last else -math.inf, sums[last] if reached else math.inf
+    if not below + error < mass < above - error or not (reached or closed):
+        return None
+    last = last if reached else bisect_left(sums, sums[-1])
+    edge = falling[last]
+    if not closed and edge <= falling[-1] * (1 + _WEIGHT_ERROR):
+        return None
+    kept = sorted([i for i in among if weights[i] >= edge], key=ids.__getitem__)
+    if surplus := len(kept) - (last + 1):
+        dropped = [i for i in kept if weights[i] == edge][-surplus:]
+        kept = [i for i in kept if i not in dropped]
     return kept

@@ -9,6 +9,8 @@ if importlib.util.find_spec("keras") is None:
         "test_checkpoint_set.py",
         "test_compare.py",
         "test_dynamic_int8.py",
+        "test_gpu.py",
+        "test_gpu_table.py",
         "test_make_checkpoint.py",
         "test_outliers.py",
         "test_startup.py",

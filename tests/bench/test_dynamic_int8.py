@@ -32,7 +32,7 @@ def test_bundle(toy_bundle, decoder, tmp_path, capsys):
 
     tokens = np.random.default_rng(1).integers(0, 300, (4, 25))
     found = measure_quality(
-        {"exact": decoder, "dynamic": SessionDecoder(made, device="cpu", threads=1)},
+        {"exact": decoder, "dynamic": SessionDecoder(made, threads=1)},
         "exact",
         tokens[:, :-1],
         tokens[:, 1:],

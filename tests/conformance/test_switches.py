@@ -262,7 +262,7 @@ def test_bundle_logits(subject: Subject) -> None:
     from runtime.probe import teacher_forced_logits
     from runtime.session import SessionDecoder
 
-    decoder = SessionDecoder(load_bundle(subject.summary.bundle), device="cpu", threads=1)
+    decoder = SessionDecoder(load_bundle(subject.summary.bundle), threads=1)
     token_ids = np.array(subject.tokens)
     expected = their_logits(subject, token_ids)
     lengths = np.array(PROMPT_LENGTHS, np.int32)

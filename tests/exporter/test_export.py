@@ -18,7 +18,7 @@ from exporter.errors import ExportError
 from exporter.presets.folder import read_preset
 from exporter.progress import Progress
 from exporter.weights import CheckpointWeights, read_weight
-from graphs.contract import CONTRACT_REVISION, Phase
+from graphs.contract import Phase, Revision
 from graphs.manifest import read_manifest
 from runtime import Generator, samplers
 from runtime.samplers import Sampler
@@ -107,7 +107,7 @@ def test_the_manifest(toy_bundle_of_ours, toy_config):
     folder = toy_bundle_of_ours.folder
     assert {path.name for path in folder.iterdir()} == FILES
     manifest = read_manifest(folder)
-    assert manifest.contract_revision == CONTRACT_REVISION
+    assert manifest.contract_revision == Revision.HOST
     assert manifest.model == toy_config
     assert manifest.precision == "fp32"
     assert manifest.target == "cpu"

@@ -68,7 +68,7 @@ def answer(folder: Path, *, verify: bool, packed_weights: bool = True) -> Answer
 
     bundle, decoder = open_bundle(
         folder,
-        lambda found: SessionDecoder(found, device="cpu", threads=1, packed_weights=packed_weights),
+        lambda found: SessionDecoder(found, threads=1, packed_weights=packed_weights),
         verify=verify,
     )
     probe = make_probe(decoder, "fp32")

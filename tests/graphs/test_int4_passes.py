@@ -121,7 +121,7 @@ def test_projections_stay(name: str) -> None:
 
 def test_widths_that_no_block_divides() -> None:
     program = parse_named(DENSE, WEIGHTS, ModelConfig(6, 1, 1, 32, 72, 8))
-    with pytest.raises(ValueError, match="int4 needs widths that 16 divides"):
+    with pytest.raises(ValueError, match="blocks need widths that 16 divides"):
         quantize_layers_int4(program)
 
 

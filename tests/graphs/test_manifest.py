@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from graphs.contract import CONTRACT_REVISION, ModelConfig, Phase
+from graphs.contract import ModelConfig, Phase
 from graphs.manifest import (
     FileEntry,
     GenerationDefaults,
@@ -77,7 +77,7 @@ def values() -> dict[str, Any]:
         },
         "source": {"preset": "Zoë"},
         "versions": {"keras": "3.15.1"},
-        "contract_revision": CONTRACT_REVISION,
+        "contract_revision": 1,
         "probe": {
             "prompt": [5, 299],
             "token_ids": [7, 0],
@@ -161,20 +161,30 @@ def test_files_and_their_size() -> None:
 
 # === Malformed ===
 
-REVISION = "follows revision {} of the graph contract and this runtime revision 1"
+REVISION = "follows revision {} of the graph contract and this runtime knows 1 and 2"
 WHOLE = "must be a whole number"
 BAD: list[tuple[str, Any, str]] = [
     ("format", ..., "is not the manifest of a bundle"),
     ("format", "onnx-bundle", "is not the manifest of a bundle"),
     ("contract_revision", ..., REVISION.format(None)),
-    ("contract_revision", 2, REVISION.format(2)),
+    ("contract_revision", 3, REVISION.format(3)),
+    ("contract_revision", True, REVISION.format(True)),
+    ("contract_revision", 2, "contract_revision of target 'portable' must be 1, got 2"),
     ("contract_revision", [1], "follows revision"),
-    ("precision", "int3", r"precision must be one of \('fp32', 'int8', 'int4'\), got 'int3'"),
+    (
+        "precision",
+        "int3",
+        r"precision must be one of \('fp32', 'int8', 'int4', 'fp16', 'bf16'\), got 'int3'",
+    ),
     ("precision", ["fp32"], "precision must be one of"),
-    ("target", "tpu", r"target must be one of \('portable', 'cpu'\), got 'tpu'"),
+    ("target", "tpu", r"target must be one of \('portable', 'cpu', 'cuda'\), got 'tpu'"),
     ("target", ["cpu"], "target must be one of"),
     ("target", None, "target must be one of"),
-    ("cache_dtype", "float8", r"cache_dtype must be one of \('float32',\), got 'float8'"),
+    (
+        "cache_dtype",
+        "float8",
+        r"cache_dtype must be one of \('float32', 'float16', 'bfloat16'\), got 'float8'",
+    ),
     *((name, ..., f"lacks the value '{name}'") for name in ("precision", "target", "cache_dtype")),
     ("model", ..., "lacks the value 'model'"),
     ("model", None, "is not valid"),

@@ -9,19 +9,19 @@ import pytest
 from graphs.contract import ModelConfig, Phase
 from graphs.quantization import (
     FLOAT,
-    Int4Matrix,
+    BlockMatrix,
     Int8Lookup,
     Int8Matrix,
     Scheme,
     StoredTensor,
-    half_positions,
+    block_size,
+    half_weight,
     head_factors,
-    int4_block_size,
     is_layer_matrix,
     is_position_table,
     is_token_table,
     phase_schemes,
-    takes_int4,
+    takes_blocks,
 )
 
 CONFIG = ModelConfig(300, 2, 4, 32, 64, 48)
@@ -82,7 +82,7 @@ def test_int8_lookups() -> None:
 def test_int4_matrices(
     inputs: int, block: int, codes: tuple[int, ...], zero_points: tuple[int, ...]
 ) -> None:
-    matrix = Int4Matrix.of("k", 7, inputs, block)
+    matrix = BlockMatrix.of("k", 7, inputs, block)
     assert matrix.codes == StoredTensor("k.int4", "uint8", codes)
     assert matrix.scales == StoredTensor("k.int4.scales", "float32", codes[:2])
     assert matrix.zero_points == StoredTensor("k.int4.zero_points", "uint8", zero_points)
@@ -104,19 +104,19 @@ def test_the_block_size_is_the_largest_that_divides_all_widths(
     hidden: int, intermediate: int, embedding: int | None, block: int
 ) -> None:
     config = ModelConfig(300, 2, 4, hidden, intermediate, 48, embedding_dim=embedding)
-    assert int4_block_size(config) == block
-    assert takes_int4(config)
+    assert block_size(config) == block
+    assert takes_blocks(config)
 
 
 @pytest.mark.parametrize("widths", [(24, 64, None), (32, 72, None), (32, 64, 8)])
 def test_widths_that_no_block_divides(widths: tuple[int, int, int | None]) -> None:
     hidden, intermediate, embedding = widths
     config = ModelConfig(300, 2, 4, hidden, intermediate, 48, embedding_dim=embedding)
-    assert not takes_int4(config)
+    assert not takes_blocks(config)
     named = f"{hidden}, {intermediate}, {embedding or hidden}"
-    message = f"int4 needs widths that 16 divides, and this model has widths of {named}; export it as "
-    with pytest.raises(ValueError, match=message + "int8 or fp32$"):
-        int4_block_size(config)
+    message = f"blocks need widths that 16 divides, and this model has widths of {named}; export it "
+    with pytest.raises(ValueError, match=message + "for target cpu as int8, or as floats$"):
+        block_size(config)
 
 
 def test_kinds_of_weights_by_their_names() -> None:
@@ -139,5 +139,5 @@ def test_kinds_of_weights_by_their_names() -> None:
 
 
 def test_positions_in_float16() -> None:
-    tensor = half_positions("p", CONFIG)
+    tensor = half_weight("p", (48, 32))
     assert tensor == StoredTensor("p.fp16", "float16", (48, 32))

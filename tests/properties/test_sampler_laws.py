@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import cast
 
 import numpy as np
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from runtime.generation import row_generators
 from runtime.probabilities import softmax
 from runtime.samplers import GreedySampler, RandomSampler, Sampler, TopKSampler, TopPSampler
+from tests.runtime.fake_decoder import best_logits
 
 LOGITS = st.lists(st.floats(-20, 20, width=32), min_size=2, max_size=80)
 TEMPERATURE = st.floats(0.05, 20)
@@ -117,3 +118,45 @@ def test_a_seed_gives_a_row_its_tokens_whoever_is_beside_it(
     again = sampler.sample(batch.copy(), row_generators(seed, keys)).tolist()
     alone = [int(sampler.sample(batch[:1].copy(), row_generators(seed, [key]))[0]) for key in keys]
     assert together == again == alone
+
+
+# === From the best logits alone ===
+
+SOME_SAMPLERS = st.one_of(
+    st.builds(GreedySampler),
+    st.builds(TopKSampler, k=st.integers(1, 70), temperature=TEMPERATURE),
+    st.builds(
+        TopPSampler,
+        p=st.floats(0.01, 1),
+        k=st.none() | st.integers(1, 70),
+        temperature=TEMPERATURE,
+    ),
+)
+
+
+@st.composite
+def rows_of_logits(draw: st.DrawFn) -> np.ndarray:
+    """Steep, flat or tied logits [rows, vocabulary], as of float32 or of float16."""
+    source = np.random.default_rng(draw(st.integers(0, 2**32)))
+    shape = (draw(st.integers(1, 3)), draw(st.integers(40, 5_000)))
+    logits = source.standard_normal(shape) * draw(st.sampled_from([0.0, 0.01, 1.0, 5.0, 30.0]))
+    step = draw(st.sampled_from([0.0, 0.25, 3.0]))
+    logits = np.round(logits / step) * step if step else logits
+    return logits.astype(draw(st.sampled_from([np.float16, np.float32]))).astype(np.float32)
+
+
+@settings(max_examples=300)
+@given(SOME_SAMPLERS, rows_of_logits(), st.integers(1, 64), st.integers(0, 2**32))
+def test_the_best_logits_give_the_token_of_all_or_none(
+    sampler: Sampler, logits: np.ndarray, count: int, seed: int
+) -> None:
+    assume(getattr(sampler, "k", None) is None or sampler.k <= logits.shape[1])  # type: ignore[attr-defined]
+    count = min(count, logits.shape[1])
+    best = best_logits(logits, count, sampler.temperature, seed)
+    keys = [(row,) for row in range(len(logits))]
+    ours, theirs = row_generators(seed, keys), row_generators(seed, keys)
+    found = sampler.sample_best(best, ours)
+    if found is not None:
+        assert found.tolist() == sampler.sample(logits, theirs).tolist()
+    states = [[g.bit_generator.state for g in generators] for generators in (ours, theirs)]
+    assert states[0] == states[1]

@@ -9,10 +9,25 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.runtime.stub_cuda import StubCuda, compile_stub
 from tests.runtime.toy import approve, edit_manifest
 
 if TYPE_CHECKING:
     from runtime.session import SessionDecoder
+
+
+@pytest.fixture(scope="session")
+def stub_cuda_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A compiled libcudart without a GPU."""
+    return compile_stub(tmp_path_factory.mktemp("cuda"))
+
+
+@pytest.fixture
+def stub_cuda(stub_cuda_path: Path) -> StubCuda:
+    """One GPU of 1 MiB, nothing of it used."""
+    stub = StubCuda(stub_cuda_path)
+    stub.reset()
+    return stub
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +61,7 @@ def cpu_decoder(cpu_bundle_folder: Path) -> SessionDecoder:
     from runtime.bundle import load_bundle
     from runtime.session import SessionDecoder
 
-    return SessionDecoder(load_bundle(cpu_bundle_folder), device="cpu", threads=1)
+    return SessionDecoder(load_bundle(cpu_bundle_folder), threads=1)
 
 
 @pytest.fixture(scope="session", params=["portable", "cpu", "cpu in chunks of 3"])
@@ -60,4 +75,4 @@ def any_decoder(request: pytest.FixtureRequest) -> Iterator[SessionDecoder]:
         if "chunks" in request.param:
             patch.setattr(session, "CHUNK_TOKENS", 3)
         bundle = load_bundle(request.getfixturevalue(name))
-        yield session.SessionDecoder(bundle, device="cpu", threads=1)
+        yield session.SessionDecoder(bundle, threads=1)

@@ -8,10 +8,26 @@ from typing import Any
 import numpy as np
 
 from graphs.contract import ModelConfig
-from runtime.decoder import StepOutput
+from runtime.decoder import BestLogits, LazyStepOutput, StepOutput
 
 # What the contract leaves open, in numbers that would not go unnoticed.
 UNDEFINED = 1e9
+
+
+def best_logits(
+    logits: np.ndarray, count: int, temperatures: np.ndarray | float = 1.0, seed: int = 0
+) -> BestLogits:
+    """What a device would say of logits [batch, vocabulary]: sums in its own order, ties in any."""
+    batch, vocabulary = logits.shape
+    shuffled = np.random.default_rng(seed).permutation(vocabulary)
+    order = (-logits[:, shuffled]).argsort(axis=1, kind="stable")[:, :count]
+    ids = shuffled[order]
+    inverse = (np.float32(1) / np.broadcast_to(temperatures, batch).astype(np.float32))[:, None]
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = (logits - logits.max(axis=1, keepdims=True)) * inverse
+    parts = np.array_split(np.exp(scaled), 7, axis=1)
+    totals = np.sum([part.sum(axis=1) for part in parts[::-1]], axis=0)
+    return BestLogits(np.take_along_axis(logits, ids, 1), ids, totals, vocabulary)
 
 
 class SequenceCache:
@@ -34,6 +50,14 @@ class SequenceCache:
         self.copied_slots.append(len(targets) * max(0, last - first))
 
 
+class BestCache(SequenceCache):
+    """A cache of a decoder that gives the best logits."""
+
+    def __init__(self, batch: int, capacity: int) -> None:
+        super().__init__(batch, capacity)
+        self.temperatures = np.ones(batch, np.float32)
+
+
 class SequenceDecoder:
     """Gives each sequence of tokens its own logits and hidden state.
 
@@ -49,7 +73,7 @@ class SequenceDecoder:
         self.config = ModelConfig(vocabulary, 1, 1, self.hidden, 8, 64)
         self._seed = seed
         self._spread = spread
-        self.caches: list[SequenceCache] = []
+        self.caches: list[Any] = []
         self.appended: list[int] = []
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
@@ -84,3 +108,39 @@ class SequenceDecoder:
             if count:
                 logits[i] = self.logits(cache.tokens[i, : cache.lengths[i]])
         return StepOutput(logits, states if hidden_states else None)
+
+
+class BestDecoder(SequenceDecoder):
+    """Tells the `best` largest logits, as a device does, and all of them where they are asked for.
+
+    Attributes:
+        steps: how often tokens were appended.
+        reads: the steps after which all logits were read.
+    """
+
+    def __init__(self, vocabulary: int, best: int, seed: int = 0, spread: float = 1.5) -> None:
+        super().__init__(vocabulary, seed, spread)
+        self._best = best
+        self.steps = 0
+        self.reads: list[int] = []
+
+    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+        """Logits as of float16, which tie now and then."""
+        return super().logits(tokens).astype(np.float16).astype(np.float32)
+
+    def new_cache(self, batch: int, capacity: int) -> BestCache:
+        self.caches.append(BestCache(batch, capacity))
+        return self.caches[-1]
+
+    def append(self, cache: BestCache, *arguments: Any, **options: Any) -> StepOutput:
+        output = super().append(cache, *arguments, **options)
+        self.steps += 1
+        step = self.steps
+
+        def read() -> np.ndarray:
+            assert step == self.steps  # the device has not gone on
+            self.reads.append(step)
+            return output.logits
+
+        best = best_logits(output.logits, self._best, cache.temperatures, seed=step)
+        return LazyStepOutput(best, read, output.hidden_states)

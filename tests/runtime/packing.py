@@ -49,7 +49,7 @@ def alter_weights(folder: Path, token: int = PROMPT[0]) -> None:
 
 
 def open_decoder(folder: Path, *, verify: bool = False, **options: Any) -> SessionDecoder:
-    return SessionDecoder(load_bundle(folder, verify=verify), device="cpu", threads=1, **options)
+    return SessionDecoder(load_bundle(folder, verify=verify), threads=1, **options)
 
 
 def logits(folder: Path, **options: Any) -> np.ndarray:

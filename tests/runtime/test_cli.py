@@ -349,7 +349,7 @@ def test_errors_are_one_sentence(run: Run, arguments: list[str], message: str) -
 
 def test_device_and_threads(toy_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([str(toy_bundle), "a", "--device", "tpu"]) == 2
-    assert "device must be one of auto, cpu, cuda; got 'tpu'" in capsys.readouterr().err
+    assert "device must be one of auto, cpu, cuda and cuda:N for GPU" in capsys.readouterr().err
     assert cli.main([str(toy_bundle), "a", "--threads", "0"]) == 2
     assert "threads must be a whole number of at least 1" in capsys.readouterr().err
 

@@ -138,5 +138,5 @@ def test_sessions_get_that_many(
 
     monkeypatch.setattr(session_opener.SessionOpener, "_options", recorded)
     monkeypatch.setattr(session_opener, "available_cores", lambda: known)
-    SessionDecoder(bundle, device="cpu", threads=given)
+    SessionDecoder(bundle, threads=given)
     assert found == [used, used]

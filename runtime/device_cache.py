@@ -1,0 +1,301 @@
+"""The KV cache in a device's memory, and the buffers of a decode step that belong to it."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphs.contract import (
+    BEST_IDS,
+    BEST_LOGITS,
+    CACHE_BYTES,
+    WEIGHT_TOTALS,
+    ModelConfig,
+    Revision,
+    best_count,
+)
+from runtime.cache import SPARE_SLOTS, check_roll_back
+from runtime.decoder import BestLogits
+from runtime.device_memory import DeviceMemory
+from runtime.packed_arrays import ArrayLayout, PackedArrays
+from runtime.step_inputs import decode_layout
+
+# Capacities are rounded up to a multiple of this, so that calls of similar lengths share buffers and
+# the CUDA graphs that were captured on them.
+CAPACITY_STEP = 64
+MOST_IDLE = 4  # sets of buffers that are kept for later calls
+
+
+class CacheShape:
+    """Sizes of the buffers for a number of rows and tokens.
+
+    Attributes:
+        slots: of a row, one spare among them.
+        head_bytes, row_bytes, tensor_bytes: of one head's keys, of a row's and of all rows'.
+        nbytes: of all keys and values.
+    """
+
+    def __init__(self, config: ModelConfig, dtype: str, batch: int, capacity: int) -> None:
+        self.batch = batch
+        self.tensors = 2 * config.num_layers
+        self.slots = -(-(capacity + SPARE_SLOTS) // CAPACITY_STEP) * CAPACITY_STEP
+        self.slot_bytes = config.head_dim * CACHE_BYTES[dtype]
+        self.heads = config.num_heads
+        self.head_bytes = self.slots * self.slot_bytes
+        self.row_bytes = self.heads * self.head_bytes
+        self.tensor_bytes = batch * self.row_bytes
+        self.nbytes = self.tensors * self.tensor_bytes
+
+
+class CacheBuffers:
+    """Buffers at addresses that stay: of the cache, of a decode step's inputs and of what it gives.
+
+    Attributes:
+        shape: of the cache.
+        inputs: of a decode step.
+        logits: address of float32 [batch, vocabulary].
+        best: what the last run found, in arrays that the next one overwrites; `None` for revision 1.
+        graph_id: of the CUDA graph that replays a decode step on these buffers.
+        binding: of a decode step; made by the decoder.
+        total_length: what the binding reads in the host's memory.
+    """
+
+    def __init__(
+        self,
+        memory: DeviceMemory,
+        config: ModelConfig,
+        revision: Revision,
+        shape: CacheShape,
+        graph_id: int,
+    ) -> None:
+        self.shape = shape
+        self.graph_id = graph_id
+        self.binding: Any = None
+        self.total_length: NDArray[np.int32] | None = None
+        self._memory = memory
+        self._config = config
+        batch = shape.batch
+        layouts = [decode_layout(batch, revision), _result_layout(config, batch, revision)]
+        self._logits_shape = (batch, config.vocabulary_size)
+        sizes = [shape.nbytes, 4 * batch * config.vocabulary_size, *(one.nbytes for one in layouts)]
+        pointers: list[int] = []
+        # Whatever was taken before an allocation fails is given back.
+        self._finalizer = weakref.finalize(self, _free, memory, pointers)
+        for size in sizes:
+            pointers.append(memory.allocate(max(size, 1)))
+        self.pointer, self.logits = pointers[:2]
+        packed = [
+            PackedArrays(memory, layout, pointer, memory.staging(max(layout.nbytes, 1)))
+            for layout, pointer in zip(layouts, pointers[2:], strict=True)
+        ]
+        self.inputs, self.results = packed
+        self.best: BestLogits | None = None
+        if revision is Revision.DEVICE:
+            found = self.results.views
+            self.best = BestLogits(
+                found[BEST_LOGITS], found[BEST_IDS], found[WEIGHT_TOTALS], config.vocabulary_size
+            )
+
+    def free(self) -> None:
+        """Gives the buffers back."""
+        self._finalizer()
+
+    def tensor(self, index: int, row: int = 0) -> int:
+        """The address of a row of layer `index // 2`'s keys, or values where the index is odd."""
+        return self.pointer + index * self.shape.tensor_bytes + row * self.shape.row_bytes
+
+    def logits_row(self, row: int) -> int:
+        """The address of a row's logits."""
+        return self.logits + 4 * row * self._config.vocabulary_size
+
+    def read_logits(self) -> NDArray[np.float32]:
+        """A copy of all logits, float32 [batch, vocabulary]."""
+        logits = np.empty(self._logits_shape, np.float32)
+        self._memory.read(self.logits, logits)
+        return logits
+
+
+def result_names(revision: Revision) -> tuple[str, ...]:
+    """The outputs that lie beside each other."""
+    return (BEST_IDS, BEST_LOGITS, WEIGHT_TOTALS) if revision is Revision.DEVICE else ()
+
+
+def _result_layout(config: ModelConfig, batch: int, revision: Revision) -> ArrayLayout:
+    if revision is Revision.HOST:
+        return ArrayLayout([])
+    best = (batch, best_count(config))
+    return ArrayLayout(
+        [
+            (BEST_IDS, np.int64, best),
+            (BEST_LOGITS, np.float32, best),
+            (WEIGHT_TOTALS, np.float32, (batch,)),
+        ]
+    )
+
+
+def _free(memory: DeviceMemory, pointers: list[int]) -> None:
+    while pointers:
+        memory.free(pointers.pop())
+
+
+class BufferPool:
+    """Buffers that no cache uses now, kept for the next one of their size.
+
+    A CUDA graph replays the addresses that it was captured on: calls that find the same buffers again
+    find their graph again.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: defaultdict[tuple[int, int], list[CacheBuffers]] = defaultdict(list)
+        self._order: list[CacheBuffers] = []  # longest unused first
+
+    @property
+    def idle_bytes(self) -> int:
+        """Bytes of the buffers that no cache uses."""
+        with self._lock:
+            return sum(buffers.shape.nbytes for buffers in self._order)
+
+    def take(self, shape: CacheShape) -> CacheBuffers | None:
+        """Buffers of a shape, if there are any."""
+        with self._lock:
+            idle = self._idle[shape.batch, shape.slots]
+            if not idle:
+                return None
+            buffers = idle.pop()
+            self._order.remove(buffers)
+            return buffers
+
+    def give_back(self, buffers: CacheBuffers) -> None:
+        """Takes buffers that a cache no longer uses; frees those unused longest beyond a few."""
+        with self._lock:
+            self._idle[buffers.shape.batch, buffers.shape.slots].append(buffers)
+            self._order.append(buffers)
+            surplus = self._pop() if len(self._order) > MOST_IDLE else None
+        if surplus is not None:
+            surplus.free()
+
+    def free_one(self) -> bool:
+        """Frees the buffers that were unused longest; `False` if there are none."""
+        with self._lock:
+            buffers = self._pop() if self._order else None
+        if buffers is None:
+            return False
+        buffers.free()
+        return True
+
+    def _pop(self) -> CacheBuffers:
+        buffers = self._order.pop(0)
+        self._idle[buffers.shape.batch, buffers.shape.slots].remove(buffers)
+        return buffers
+
+
+class DeviceCache:
+    """Keys and values of the tokens that each row has seen, in a device's memory.
+
+    Args:
+        memory: the device's.
+        buffers: what no other cache uses.
+        pool: gets the buffers when this object is gone.
+        capacity: tokens that a row has room for.
+
+    Attributes:
+        lengths: int32 [batch], tokens of each row; what lies beyond them is overwritten later.
+        temperatures: float32 [batch]; see `runtime.decoder.TemperedCache`.
+    """
+
+    def __init__(
+        self, memory: DeviceMemory, buffers: CacheBuffers, pool: BufferPool, capacity: int
+    ) -> None:
+        self.buffers = buffers
+        self.capacity = capacity
+        self.lengths = np.zeros(buffers.shape.batch, np.int32)
+        self.temperatures = np.ones(buffers.shape.batch, np.float32)
+        self._memory = memory
+        # Not while the process ends, which frees all.
+        weakref.finalize(self, pool.give_back, buffers).atexit = False
+
+    @property
+    def batch(self) -> int:
+        """Number of rows."""
+        return len(self.lengths)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all keys and values."""
+        return self.buffers.shape.nbytes
+
+    def roll_back(self, lengths: NDArray[np.int32]) -> None:
+        """Forgets the tokens of each row beyond the given lengths.
+
+        Raises:
+            ValueError: if a length is negative or more than the row has.
+        """
+        check_roll_back(self.lengths, lengths)
+        self.lengths[:] = lengths
+
+    def copy_rows(
+        self,
+        source: DeviceCache,
+        rows: NDArray[np.integer[Any]],
+        targets: NDArray[np.integer[Any]],
+        first: int = 0,
+    ) -> None:
+        """Copies rows, only the slots that are in use; see `runtime.decoder.Cache.copy_rows`.
+
+        Raises:
+            ValueError: if a row does not fit into this cache.
+        """
+        if not len(targets):
+            return
+        last = int(source.lengths[rows].max())
+        if last > self.capacity:
+            raise ValueError(f"a row of {last} tokens has no room in a cache of {self.capacity}")
+        if first < last:
+            self._copy_slots(source, rows.tolist(), targets.tolist(), first, last)
+        self.lengths[targets] = source.lengths[rows]
+
+    def _copy_slots(
+        self, source: DeviceCache, rows: list[int], targets: list[int], first: int, last: int
+    ) -> None:
+        shape, other = self.buffers.shape, source.buffers.shape
+        width = (last - first) * shape.slot_bytes
+        # Rows may trade places: where one that is written is read too, all go by way of a buffer.
+        trades = source is self and bool(set(rows) & set(targets))
+        size = len(rows) * shape.heads * width
+        between = self._memory.allocate(size) if trades else 0
+        try:
+            for tensor in range(shape.tensors):
+                copies = [
+                    (
+                        self.buffers.tensor(tensor, target) + first * shape.slot_bytes,
+                        source.buffers.tensor(tensor, row) + first * shape.slot_bytes,
+                    )
+                    for row, target in zip(rows, targets, strict=True)
+                ]
+                if not trades:
+                    for to, start in copies:
+                        self._copy(to, shape.head_bytes, start, other.head_bytes, width)
+                    continue
+                step = shape.heads * width
+                for i, (_, start) in enumerate(copies):
+                    self._copy(between + i * step, width, start, other.head_bytes, width)
+                for i, (to, _) in enumerate(copies):
+                    self._copy(to, shape.head_bytes, between + i * step, width, width)
+        finally:
+            if trades:
+                self._memory.free(between)
+
+    def _copy(self, target: int, target_stride: int, source: int, stride: int, width: int) -> None:
+        heads = self.buffers.shape.heads
+        self._memory.copy_blocks(target, target_stride, source, stride, width, heads)
+
+    def reorder(self, rows: NDArray[np.integer[Any]], first: int = 0) -> None:
+        """Makes row i a copy of what row `rows[i]` was; rows that stay are not touched."""
+        targets = np.flatnonzero(rows != np.arange(self.batch))
+        self.copy_rows(self, rows[targets], targets, first)

@@ -1,0 +1,110 @@
+"""The device that a bundle runs on: what a caller may ask for, and what a bundle was exported for."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+from runtime.cuda_requirements import CUDA_PROVIDER, require_cuda
+from runtime.errors import RuntimeMissingError
+
+logger = logging.getLogger(__name__)
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": CUDA_PROVIDER}
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device.
+
+    Attributes:
+        kind: `"cpu"` or `"cuda"`.
+        index: of the GPU among those that this process may use; 0 for the CPU.
+    """
+
+    kind: Literal["cpu", "cuda"]
+    index: int = 0
+
+    @property
+    def name(self) -> str:
+        """`"cpu"` or `"cuda:1"`."""
+        return "cpu" if self.kind == "cpu" else f"cuda:{self.index}"
+
+    @property
+    def provider(self) -> str:
+        """ONNX Runtime's name for the kind."""
+        return PROVIDERS[self.kind]
+
+
+CPU = Device("cpu")
+
+
+def choose_device(device: str, target: str, precision: str) -> Device:
+    """The device that a bundle is to run on.
+
+    Args:
+        device: `"cpu"`; `"cuda"`, which is `"cuda:0"`, or another GPU's number; `"auto"` for a GPU if
+            the bundle was exported for one and it can be used, else the CPU.
+        target: the bundle's, as its manifest has it.
+        precision: the bundle's, as its manifest has it.
+
+    Raises:
+        ValueError: if there is no such device, or the bundle does not run on that kind.
+        RuntimeMissingError: if the GPU cannot be used; says what is missing.
+
+    Warns:
+        RuntimeWarning: if `"auto"` takes the CPU for a bundle that was exported for GPUs.
+    """
+    asked = _parse(device)
+    if asked is None:
+        return _automatic(target, precision)
+    if asked.kind == "cuda":
+        if target == "cpu":
+            raise ValueError(
+                f"device={device!r}: the bundle was exported for CPUs; export it with --target cuda, "
+                "or with --target portable in fp32"
+            )
+        require_cuda(asked.index)
+    elif precision == "bf16":
+        raise ValueError(
+            f"device={device!r}: the bundle is in bf16, and ONNX Runtime has no bfloat16 kernels for "
+            "CPUs; export it with --precision fp16"
+        )
+    return asked
+
+
+def _parse(device: str) -> Device | None:
+    """What a caller asked for; `None` for `"auto"`."""
+    match = (
+        re.fullmatch(r"auto|cpu|cuda(?::(0|[1-9][0-9]{0,5}))?", device) if type(device) is str else None
+    )
+    if match is None:
+        raise ValueError(
+            f"device must be one of auto, cpu, cuda and cuda:N for GPU number N; got {device!r}"
+        )
+    if match[0] == "auto":
+        return None
+    return CPU if match[0] == "cpu" else Device("cuda", int(match[1] or 0))
+
+
+def _automatic(target: str, precision: str) -> Device:
+    if target != "cuda":
+        return CPU
+    device = Device("cuda")
+    try:
+        gpu = require_cuda(device.index)
+    except RuntimeMissingError as error:
+        if precision == "bf16":  # there is no other
+            raise
+        warnings.warn(
+            "device='auto' takes the CPU, on which a bundle for GPUs is slow and good for checks only: "
+            f"{error}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return CPU
+    logger.info("device='auto' takes %s, %s", device.name, gpu)
+    return device
