@@ -17,7 +17,7 @@ from exporter.binding import (
 )
 from exporter.bundle_folder import atomic_folder, check_space, check_target
 from exporter.errors import ExportError
-from exporter.layer_walk import head_table
+from exporter.model_weights import LiveWeights
 from exporter.opt.causal_lm import CausalLM
 from exporter.opt.tokenizer import OPTTokenizer
 from exporter.presets.folder import PresetFolder, read_preset
@@ -35,7 +35,8 @@ from exporter.verification import (
     verify_graphs,
     verify_logits,
 )
-from exporter.weights import CheckpointWeights, CountedWeights, LiveWeights, WeightSource, float_bytes
+from exporter.weight_names import head_table
+from exporter.weights import CheckpointWeights, CountedWeights, WeightSource, float_bytes
 from graphs.contract import ModelConfig, Phase
 from graphs.manifest import (
     PRECISIONS,

@@ -14,16 +14,11 @@ import numpy as np
 from exporter.opt.backbone import build_decoder_layer
 from exporter.opt.keras_backend import keras
 from exporter.opt.layers import MASKED, OPTDecoderLayer, build_layer_norm
+from exporter.weight_names import TOKEN_TABLE, head_table
 from exporter.weights import WeightSource, read_weight
 from graphs.contract import ModelConfig
 
 ops = keras.ops
-TOKEN_TABLE = "embeddings/token_embedding/embeddings"
-
-
-def head_table(config: ModelConfig) -> str:
-    """Name of the table whose product with the hidden states gives the logits."""
-    return TOKEN_TABLE if config.tied_head else "head/embeddings"
 
 
 def causal_bias(sequence: int) -> Any:

@@ -10,8 +10,8 @@ import numpy as np
 
 from exporter.checkpoints.weight_map import WeightMap, bind_names
 from exporter.checkpoints.writers import GIGABYTE, Piece, file_pieces, file_tensors, write_weights
+from exporter.model_weights import LiveWeights
 from exporter.opt.backbone import OPTBackbone
-from exporter.weights import LiveWeights
 
 
 def write_live_weights(

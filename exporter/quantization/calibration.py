@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
@@ -13,10 +12,11 @@ import numpy as np
 
 from exporter import layer_walk
 from exporter.errors import ExportError
-from exporter.layer_walk import head_table
 from exporter.opt.keras_backend import keras
 from exporter.opt.layers import OPTDecoderLayer
 from exporter.progress import Progress
+from exporter.quantization.activations import ActivationStatistics
+from exporter.weight_names import head_table
 from exporter.weights import WeightSource
 from graphs.contract import ModelConfig
 from runtime.tokenizer import Tokenizer
@@ -26,21 +26,6 @@ ROW_TOKENS = 256  # at most, of a row of calibration text
 MOST_TOKENS = 2048  # of a calibration text that is used
 FEWEST_TOKENS = 64  # fewer say too little about the range of values
 DEFAULT_TEXT = "calibration.txt"
-
-
-@dataclass(frozen=True)
-class ActivationStatistics:
-    """The values that each channel of a dense layer's input took; float32 [channels] all three.
-
-    Attributes:
-        minimum, maximum: the least and the greatest.
-        mean_square: the mean of their squares, which says how much an error in the weights that the
-            channel is multiplied with counts.
-    """
-
-    minimum: np.ndarray
-    maximum: np.ndarray
-    mean_square: np.ndarray
 
 
 def calibration_tokens(

@@ -6,11 +6,11 @@ from collections.abc import Collection
 
 import numpy as np
 
-from exporter.layer_walk import head_table
 from exporter.progress import Progress
 from exporter.quantization.calibration import calibrate
 from exporter.quantization.recipes import UNQUANTIZED, Activations
 from exporter.quantization.smoothing import SmoothedWeights, smoothing_factors
+from exporter.weight_names import head_table
 from exporter.weights import CountedWeights, WeightSource, float_bytes
 from graphs.contract import ModelConfig
 from graphs.quantization import Scheme

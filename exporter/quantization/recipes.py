@@ -10,11 +10,11 @@ import numpy as np
 
 from exporter.checkpoints.transposition import transpose_into
 from exporter.errors import ExportError
-from exporter.layer_walk import TOKEN_TABLE
-from exporter.quantization.calibration import ActivationStatistics
+from exporter.quantization.activations import ActivationStatistics
 from exporter.quantization.int4 import quantize_blocks
 from exporter.quantization.int8 import quantize_columns, quantize_row_blocks, quantize_rows
 from exporter.quantization.smoothing import activation_scale
+from exporter.weight_names import HEAD_TABLE, TOKEN_TABLE
 from exporter.weights import WeightSource, read_weight
 from graphs.contract import ModelConfig
 from graphs.quantization import (
@@ -32,7 +32,6 @@ from graphs.quantization import (
     takes_blocks,
 )
 
-HEAD_TABLE = "head/embeddings"  # where the head is not tied to the token table
 OUTPUT_CHUNK = 1024  # output channels of a matrix that are transposed at a time
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from exporter.layer_walk import head_table
-from exporter.quantization.calibration import ActivationStatistics
+from exporter.quantization.activations import ActivationStatistics
+from exporter.weight_names import head_table
 from exporter.weights import WeightSource
 from graphs.contract import ModelConfig
 

@@ -11,10 +11,11 @@ import pytest
 
 from exporter import layer_walk
 from exporter.errors import ExportError
+from exporter.model_weights import LiveWeights
 from exporter.opt.keras_backend import keras
 from exporter.progress import Progress
 from exporter.quantization.calibration import calibrate, calibration_tokens
-from exporter.weights import LiveWeights, read_weight
+from exporter.weights import read_weight
 from tests.exporter.conftest import TOY
 from tests.exporter.quantization_helpers import DrawnWeights
 

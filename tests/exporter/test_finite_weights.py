@@ -8,8 +8,9 @@ from safetensors.numpy import load_file, save_file
 
 from exporter import export_bundle
 from exporter.errors import CheckpointError
+from exporter.model_weights import LiveWeights
 from exporter.presets.folder import read_preset
-from exporter.weights import CheckpointWeights, LiveWeights
+from exporter.weights import CheckpointWeights
 
 NAME = "model.decoder.layers.1.fc1.weight"
 

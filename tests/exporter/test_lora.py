@@ -9,8 +9,8 @@ import pytest
 
 from exporter import OPTBackbone, OPTCausalLM, export_bundle
 from exporter.errors import CheckpointError
+from exporter.model_weights import LiveWeights
 from exporter.opt.lora import TARGETS, adapted_layers, low_rank_variables
-from exporter.weights import LiveWeights
 from runtime import Generator
 
 LAYERS, HIDDEN, INNER = 2, 32, 64  # of the toy models
