@@ -9,8 +9,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from graphs.contract import CACHE_BYTES
 from runtime.available_memory import available_memory_bytes
-from runtime.cache import SPARE_SLOTS, cache_bytes
+from runtime.cache import cache_bytes
 from runtime.decoder import Decoder
 from runtime.errors import CacheMemoryError
 from runtime.sizes import format_bytes
@@ -81,15 +82,14 @@ class CacheBudget:
         Raises:
             CacheMemoryError: if it does not; nothing has been allocated then.
         """
+        dtype = getattr(decoder, "cache_dtype", "float32")
+        needed = cache_bytes(decoder.config, batch, capacity, dtype)
+        token_bytes = decoder.config.cache_bytes(1, 1, CACHE_BYTES[dtype])
         demand = None
-        if isinstance(decoder, DeviceCacheDecoder):
-            demand = decoder.cache_demand(batch, capacity)
-        if demand is None:
-            dtype = getattr(decoder, "cache_dtype", "float32")
-            needed = cache_bytes(decoder.config, batch, capacity, dtype)
-        else:
-            needed = demand.cache_bytes
         with self._lock:
+            if isinstance(decoder, DeviceCacheDecoder):
+                demand = decoder.cache_demand(batch, capacity)
+                needed = demand.cache_bytes
             problem = self._over_limit(needed) or (
                 self._over_memory(needed) if demand is None else _over_demand(demand)
             )
@@ -98,7 +98,7 @@ class CacheBudget:
                 raise CacheMemoryError(
                     f"the KV cache needs {format_bytes(needed)}, for {batch} "
                     f"row{'' if batch == 1 else 's'} of {capacity} tokens at "
-                    f"{needed // (batch * (capacity + SPARE_SLOTS)):,} bytes a token, and may have "
+                    f"{token_bytes:,} bytes a token, and may have "
                     f"{format_bytes(allowed)}: {reason}. Shorten max_length, give fewer prompts at a "
                     "time or a search fewer candidates, or wait until other calls have ended",
                     needed,

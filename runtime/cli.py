@@ -85,6 +85,16 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="pack the weights in memory at every start, instead of once on disk for this CPU",
     )
+    parser.add_argument(
+        "--no-cuda-graphs",
+        action="store_true",
+        help="start each of a GPU's kernels anew at every step, instead of replaying a recorded one",
+    )
+    parser.add_argument(
+        "--allow-cpu-nodes",
+        action="store_true",
+        help="let the CPU run operators that a GPU has no kernel for; a portable bundle needs it there",
+    )
     add_sampler_options(parser)
     return parser
 
@@ -114,6 +124,8 @@ def _run(options: argparse.Namespace) -> None:
             verify=options.verify,
             packed_weights=not options.no_packed_weights,
             max_cache_bytes=max_cache_bytes,
+            cuda_graphs=not options.no_cuda_graphs,
+            allow_cpu_nodes=options.allow_cpu_nodes,
         )
     generator.compile(sampler or changed_sampler(generator.sampler, options))
     settings = {

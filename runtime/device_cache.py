@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections import defaultdict
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -60,8 +60,9 @@ class CacheBuffers:
         inputs: of a decode step.
         logits: address of float32 [batch, vocabulary].
         best: what the last run found, in arrays that the next one overwrites; `None` for revision 1.
-        graph_id: of the CUDA graph that replays a decode step on these buffers.
-        binding: of a decode step; made by the decoder.
+        addresses: of all buffers.
+        graph_id: of the CUDA graph that replays a decode step on these buffers; set by the decoder.
+        binding: of a decode step, and the options of its runs; made by the decoder.
         total_length: what the binding reads in the host's memory.
     """
 
@@ -71,10 +72,9 @@ class CacheBuffers:
         config: ModelConfig,
         revision: Revision,
         shape: CacheShape,
-        graph_id: int,
     ) -> None:
         self.shape = shape
-        self.graph_id = graph_id
+        self.graph_id = 0
         self.binding: Any = None
         self.total_length: NDArray[np.int32] | None = None
         self._memory = memory
@@ -84,16 +84,21 @@ class CacheBuffers:
         self._logits_shape = (batch, config.vocabulary_size)
         sizes = [shape.nbytes, 4 * batch * config.vocabulary_size, *(one.nbytes for one in layouts)]
         pointers: list[int] = []
-        # Whatever was taken before an allocation fails is given back.
         self._finalizer = weakref.finalize(self, _free, memory, pointers)
-        for size in sizes:
-            pointers.append(memory.allocate(max(size, 1)))
+        # Not while the process ends, which frees all: a thread may still be in a step.
+        self._finalizer.atexit = False
+        try:
+            for size in sizes:
+                pointers.append(memory.allocate(max(size, 1)))
+            self.inputs, self.results = (
+                PackedArrays(memory, layout, pointer, memory.staging(max(layout.nbytes, 1)))
+                for layout, pointer in zip(layouts, pointers[2:], strict=True)
+            )
+        except BaseException:
+            self.free()  # the error's traceback would keep what has been taken so far
+            raise
+        self.addresses = tuple(pointers)
         self.pointer, self.logits = pointers[:2]
-        packed = [
-            PackedArrays(memory, layout, pointer, memory.staging(max(layout.nbytes, 1)))
-            for layout, pointer in zip(layouts, pointers[2:], strict=True)
-        ]
-        self.inputs, self.results = packed
         self.best: BestLogits | None = None
         if revision is Revision.DEVICE:
             found = self.results.views
@@ -152,47 +157,54 @@ class BufferPool:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._idle: defaultdict[tuple[int, int], list[CacheBuffers]] = defaultdict(list)
-        self._order: list[CacheBuffers] = []  # longest unused first
+        self._returned: deque[CacheBuffers] = deque()
+        self._idle: list[CacheBuffers] = []  # longest unused first
 
     @property
     def idle_bytes(self) -> int:
         """Bytes of the buffers that no cache uses."""
         with self._lock:
-            return sum(buffers.shape.nbytes for buffers in self._order)
+            return sum(buffers.shape.nbytes for buffers in self._sorted())
 
     def take(self, shape: CacheShape) -> CacheBuffers | None:
         """Buffers of a shape, if there are any."""
         with self._lock:
-            idle = self._idle[shape.batch, shape.slots]
-            if not idle:
-                return None
-            buffers = idle.pop()
-            self._order.remove(buffers)
-            return buffers
+            idle = self._sorted()
+            for i in reversed(range(len(idle))):
+                if (idle[i].shape.batch, idle[i].shape.slots) == (shape.batch, shape.slots):
+                    return idle.pop(i)
+        return None
 
     def give_back(self, buffers: CacheBuffers) -> None:
-        """Takes buffers that a cache no longer uses; frees those unused longest beyond a few."""
-        with self._lock:
-            self._idle[buffers.shape.batch, buffers.shape.slots].append(buffers)
-            self._order.append(buffers)
-            surplus = self._pop() if len(self._order) > MOST_IDLE else None
-        if surplus is not None:
-            surplus.free()
+        """Takes buffers that a cache no longer uses; frees those unused longest beyond a few.
+
+        Waits for no thread: the garbage collector may call this in one that is in here already, or in
+        a forked process without the thread that was. Who comes next sorts them in then.
+        """
+        self._returned.append(buffers)
+        if self._lock.acquire(blocking=False):
+            try:
+                idle = self._sorted()
+                surplus = [idle.pop(0) for _ in range(len(idle) - MOST_IDLE)]
+            finally:
+                self._lock.release()
+            for unused in surplus:
+                unused.free()
 
     def free_one(self) -> bool:
         """Frees the buffers that were unused longest; `False` if there are none."""
         with self._lock:
-            buffers = self._pop() if self._order else None
+            idle = self._sorted()
+            buffers = idle.pop(0) if idle else None
         if buffers is None:
             return False
         buffers.free()
         return True
 
-    def _pop(self) -> CacheBuffers:
-        buffers = self._order.pop(0)
-        self._idle[buffers.shape.batch, buffers.shape.slots].remove(buffers)
-        return buffers
+    def _sorted(self) -> list[CacheBuffers]:
+        while self._returned:
+            self._idle.append(self._returned.popleft())
+        return self._idle
 
 
 class DeviceCache:
@@ -218,7 +230,8 @@ class DeviceCache:
         self.temperatures = np.ones(buffers.shape.batch, np.float32)
         self._memory = memory
         # Not while the process ends, which frees all.
-        weakref.finalize(self, pool.give_back, buffers).atexit = False
+        self._finalizer = weakref.finalize(self, pool.give_back, buffers)
+        self._finalizer.atexit = False
 
     @property
     def batch(self) -> int:
@@ -229,6 +242,10 @@ class DeviceCache:
     def nbytes(self) -> int:
         """Bytes of all keys and values."""
         return self.buffers.shape.nbytes
+
+    def read_logits(self) -> NDArray[np.float32]:
+        """A copy of all logits of the last step, float32 [batch, vocabulary]."""
+        return self.buffers.read_logits()
 
     def roll_back(self, lengths: NDArray[np.int32]) -> None:
         """Forgets the tokens of each row beyond the given lengths.

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.available_memory import available_memory_bytes
+from runtime.cuda_captures import CAPTURES
 from runtime.cuda_library import (
     INITIALIZATION_ERROR,
     MEMORY_ALLOCATION,
@@ -102,7 +103,8 @@ class HostMemory:
     name = "cpu"
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # Its thread may take it again: the garbage collector frees buffers at any point.
+        self._lock = threading.RLock()
         self._buffers: dict[int, NDArray[np.uint8]] = {}
         self._starts: list[int] = []  # replaced as a whole, so that readers take no lock
 
@@ -191,29 +193,31 @@ class CudaMemory:
     def allocate(self, nbytes: int) -> int:
         """See `DeviceMemory.allocate`."""
         _check_size(nbytes)
-        self._select()
-        try:
-            pointer = self._library.malloc(nbytes)
-        except CudaError as error:
-            if error.code != MEMORY_ALLOCATION:
-                raise
-            raise _no_room(nbytes, f"the memory of {self.name}", self.available_bytes()) from None
-        self._library.fill(pointer, 0, nbytes)
-        self._library.synchronize()
+        with CAPTURES:
+            self._select()
+            try:
+                pointer = self._library.malloc(nbytes)
+            except CudaError as error:
+                if error.code != MEMORY_ALLOCATION:
+                    raise
+                raise _no_room(nbytes, f"the memory of {self.name}", self.available_bytes()) from None
+            self._library.fill(pointer, 0, nbytes)
+            self._library.synchronize()
         return pointer
 
     def free(self, pointer: int) -> None:
         """See `DeviceMemory.free`."""
-        with _without_cuda():
+        with CAPTURES, _without_cuda():
             self._select()
             self._library.free(pointer)
 
     def staging(self, nbytes: int) -> NDArray[np.uint8]:
         """See `DeviceMemory.staging`."""
         _check_size(nbytes)
-        self._select()
         try:
-            pointer = self._library.malloc_host(nbytes)
+            with CAPTURES:
+                self._select()
+                pointer = self._library.malloc_host(nbytes)
         except CudaError as error:
             if error.code != MEMORY_ALLOCATION:
                 raise
@@ -230,34 +234,38 @@ class CudaMemory:
     def write(self, pointer: int, data: NDArray[Any]) -> None:
         """See `DeviceMemory.write`."""
         _check_contiguous(data)
-        self._select()
-        self._library.copy_to_device(pointer, _address(data), data.nbytes)
-        # What is not page-locked may be on its way yet, and ONNX Runtime's stream does not wait for it.
-        self._library.synchronize()
+        with CAPTURES:
+            self._select()
+            self._library.copy_to_device(pointer, _address(data), data.nbytes)
+            # What is not page-locked may be on its way yet, and ONNX Runtime's stream does not wait.
+            self._library.synchronize()
 
     def read(self, pointer: int, out: NDArray[Any]) -> None:
         """See `DeviceMemory.read`."""
         _check_contiguous(out)
-        self._select()
-        self._library.copy_to_host(_address(out), pointer, out.nbytes)
+        with CAPTURES:
+            self._select()
+            self._library.copy_to_host(_address(out), pointer, out.nbytes)
 
     def copy_blocks(
         self, target: int, target_stride: int, source: int, source_stride: int, width: int, count: int
     ) -> None:
         """See `DeviceMemory.copy_blocks`."""
         if _is_copy(target_stride, source_stride, width, count):
-            self._select()
-            self._library.copy_blocks(target, target_stride, source, source_stride, width, count)
-            self._library.synchronize()  # else ONNX Runtime's stream may read before it is done
+            with CAPTURES:
+                self._select()
+                self._library.copy_blocks(target, target_stride, source, source_stride, width, count)
+                self._library.synchronize()  # else ONNX Runtime's stream may read before it is done
 
     def available_bytes(self) -> int:
         """See `DeviceMemory.available_bytes`."""
-        self._select()
-        return self._library.memory_info()[0]
+        with CAPTURES:
+            self._select()
+            return self._library.memory_info()[0]
 
 
 def _free_host(library: CudaLibrary, pointer: int) -> None:
-    with _without_cuda():
+    with CAPTURES, _without_cuda():
         library.free_host(pointer)
 
 

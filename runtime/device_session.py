@@ -6,16 +6,18 @@ logits of each row. On a GPU the run replays a CUDA graph, which starts all kern
 
 from __future__ import annotations
 
+import copy
 import itertools
 import operator
 import threading
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from graphs.contract import (
+    CACHE_BYTES,
     HIDDEN_STATES,
     LOGITS,
     TOTAL_LENGTH,
@@ -29,15 +31,14 @@ from runtime.cache_budget import CacheDemand
 from runtime.decoder import IntArray, LazyStepOutput, StepOutput
 from runtime.device_cache import BufferPool, CacheBuffers, CacheShape, DeviceCache, result_names
 from runtime.device_memory import DeviceMemory
+from runtime.device_runs import DeviceRuns
 from runtime.errors import DeviceMemoryError
 from runtime.forked_process import keep_in_children
-from runtime.onnx_runtime import ort
 from runtime.packed_arrays import PackedArrays
 from runtime.step_inputs import fill, input_layout
 
 # Rows times tokens of a run: enough to keep a GPU busy, few enough to bound what lies between layers.
 RUN_TOKENS = 8192
-SKIP_GRAPHS = "-1"  # ONNX Runtime's number for a run that is neither recorded nor replayed
 _ELEMENT_TYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "bfloat16": 16}
 
 
@@ -69,15 +70,24 @@ class DeviceDecoder:
         self._sessions = dict(sessions)
         self._memory = memory
         self._pool = BufferPool()
-        self._graph_ids = itertools.count(1)
-        self._cuda_graphs = cuda_graphs
+        self._runs = DeviceRuns(cuda_graphs=cuda_graphs)
+        self._graph_ids: dict[tuple[int, ...], int] = {}
+        self._new_ids = itertools.count(1)
         self._last_position = self.config.max_sequence_length - 1
+        self._check: Callable[[], object] = lambda: None
         # A session that records CUDA graphs runs one thing at a time.
         self._lock = threading.Lock()
         for session in set(self._sessions.values()):
             keep_in_children(session)
-        self._ungraphed = ort.RunOptions()
-        self._ungraphed.add_run_config_entry("gpu_graph_id", SKIP_GRAPHS)
+
+    def interruptible(self, check: Callable[[], object]) -> Self:
+        """The same model, which calls `check` before each run of a prompt and ends with what it raises.
+
+        The cache then holds a part of the prompt.
+        """
+        decoder = copy.copy(self)
+        decoder._check = check
+        return decoder
 
     # === Caches ===
 
@@ -87,7 +97,9 @@ class DeviceDecoder:
         free = self._memory.available_bytes()
         # Idle buffers are freed where there is no room beside them.
         available = None if free is None else free + self._pool.idle_bytes
-        return CacheDemand(shape.nbytes, self._workspace_bytes(batch), available, self.device)
+        workspace = self._workspace_bytes(batch, min(RUN_TOKENS, batch * capacity))
+        more = max(0, workspace - self._runs.arena_bytes)
+        return CacheDemand(shape.nbytes, more, available, self.device)
 
     def new_cache(self, batch: int, capacity: int) -> DeviceCache:
         """An empty cache of `batch` rows with room for `capacity` tokens each.
@@ -101,10 +113,10 @@ class DeviceDecoder:
     def _shape(self, batch: int, capacity: int) -> CacheShape:
         return CacheShape(self.config, self.cache_dtype, batch, capacity)
 
-    def _workspace_bytes(self, batch: int) -> int:
-        """About what lies between layers in the largest run, and beside the logits."""
-        c = self.config
-        between = 2 * RUN_TOKENS * (2 * c.intermediate_dim + 7 * c.hidden_dim)
+    def _workspace_bytes(self, batch: int, tokens: int) -> int:
+        """About what lies between layers in a run of so many tokens, and beside the logits."""
+        c, itemsize = self.config, CACHE_BYTES[self.cache_dtype]
+        between = itemsize * tokens * (2 * c.intermediate_dim + 7 * c.hidden_dim)
         return between + 16 * batch * c.vocabulary_size
 
     def _buffers(self, shape: CacheShape) -> CacheBuffers:
@@ -113,13 +125,14 @@ class DeviceDecoder:
             return pooled
         while True:
             try:
-                buffers = CacheBuffers(
-                    self._memory, self.config, self._revision, shape, next(self._graph_ids)
-                )
+                buffers = CacheBuffers(self._memory, self.config, self._revision, shape)
                 break
             except DeviceMemoryError:
                 if not self._pool.free_one():
                     raise
+        # What ONNX Runtime has recorded it keeps: buffers at the places of former ones use theirs.
+        places = (shape.batch, shape.slots, *buffers.addresses)
+        buffers.graph_id = self._graph_ids.setdefault(places, next(self._new_ids))
         buffers.binding = self._bind_decode(buffers)
         return buffers
 
@@ -167,18 +180,21 @@ class DeviceDecoder:
                 if hidden_states:
                     hidden = np.zeros((batch, sequence, self.config.embedding_width), np.float32)
                 for rows, columns in self._pieces(cache, new_lengths, sequence):
+                    self._check()
                     self._run_piece(cache, rows, columns, token_ids, new_lengths, hidden)
             if self._revision is Revision.HOST:
                 return StepOutput(buffers.read_logits(), hidden)
             buffers.results.download()
         assert buffers.best is not None
-        return LazyStepOutput(buffers.best, buffers.read_logits, hidden)
+        # Through the cache, without which its buffers are another one's soon.
+        return LazyStepOutput(buffers.best, cache.read_logits, hidden)
 
     def _decode(self, cache: DeviceCache, token_ids: IntArray, new_lengths: IntArray) -> None:
         buffers = cache.buffers
         self._fill(buffers.inputs, cache, slice(None), token_ids, new_lengths)
         binding, options = buffers.binding
-        self._sessions[Phase.DECODE].run_with_iobinding(binding, options)
+        session = self._sessions[Phase.DECODE]
+        self._runs.run_recorded(session, binding, options, buffers.graph_id)
         cache.lengths += new_lengths.astype(np.int32, copy=False)
 
     def _fill(
@@ -225,7 +241,7 @@ class DeviceDecoder:
     ) -> None:
         tokens = token_ids[rows, columns]
         batch, sequence = tokens.shape
-        lengths = np.clip(new_lengths[rows] - columns.start, 0, sequence)
+        lengths = np.minimum(new_lengths[rows], sequence)
         layout = input_layout(batch, sequence, self._revision)
         width = self.config.embedding_width
         hidden_bytes = 0 if hidden_states is None else 4 * batch * sequence * width
@@ -239,7 +255,10 @@ class DeviceDecoder:
             if hidden_states is not None:
                 shape, place = [batch, sequence, width], scratch + layout.nbytes
                 self._bind_one(binding.bind_output, HIDDEN_STATES, np.float32, shape, place)
-            self._sessions[phase].run_with_iobinding(binding, self._ungraphed)
+            self._runs.run(self._sessions[phase], binding)
+            if self.device != "cpu":
+                taken = self._workspace_bytes(batch, batch * sequence)
+                self._runs.arena_bytes = max(self._runs.arena_bytes, taken)
             if hidden_states is not None:
                 found = np.empty((batch, sequence, width), np.float32)
                 self._memory.read(scratch + layout.nbytes, found)
@@ -262,11 +281,7 @@ class DeviceDecoder:
         total = np.array([shape.slots], np.int32)
         binding = self._bind(Phase.DECODE, buffers, buffers.inputs, slice(0, shape.batch), 1, total)
         buffers.total_length = total  # which the binding has the address of
-        if not self._cuda_graphs:
-            return binding, self._ungraphed
-        options = ort.RunOptions()
-        options.add_run_config_entry("gpu_graph_id", str(buffers.graph_id))
-        return binding, options
+        return binding, self._runs.options(buffers.graph_id)
 
     def _bind(
         self,

@@ -67,7 +67,8 @@ def choose_device(device: str, target: str, precision: str) -> Device:
                 f"device={device!r}: the bundle was exported for CPUs; export it with --target cuda, "
                 "or with --target portable in fp32"
             )
-        require_cuda(asked.index)
+        gpu = require_cuda(asked.index)
+        logger.info("device=%r is %s", device, gpu)
     elif precision == "bf16":
         raise ValueError(
             f"device={device!r}: the bundle is in bf16, and ONNX Runtime has no bfloat16 kernels for "

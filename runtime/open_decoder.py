@@ -5,6 +5,7 @@ from __future__ import annotations
 from graphs.contract import Phase, Revision
 from graphs.manifest import FileEntry
 from runtime.bundle import Bundle
+from runtime.cuda_captures import CAPTURES
 from runtime.device_memory import CudaMemory, DeviceMemory, HostMemory
 from runtime.device_session import DeviceDecoder
 from runtime.devices import Device, choose_device
@@ -63,17 +64,18 @@ def open_decoder(
     on_gpu = chosen.kind == "cuda"
     cuda_graphs = cuda_graphs and on_gpu and manifest.contract_revision is Revision.DEVICE
     if on_gpu:
-        _check_room(memory, manifest.weights)
+        _check_room(memory, manifest.weights, max_arena_bytes)
     sessions = {}
     for graph in dict.fromkeys(manifest.graphs.values()):
         if on_gpu:
-            sessions[graph] = opener.on_cuda(
-                graph,
-                chosen,
-                cuda_graphs=cuda_graphs,
-                allow_cpu_nodes=allow_cpu_nodes,
-                max_arena_bytes=max_arena_bytes,
-            )
+            with CAPTURES:
+                sessions[graph] = opener.on_cuda(
+                    graph,
+                    chosen,
+                    cuda_graphs=cuda_graphs,
+                    allow_cpu_nodes=allow_cpu_nodes,
+                    max_arena_bytes=max_arena_bytes,
+                )
         else:
             sessions[graph] = opener.packed_in_memory(graph)
     bundle.check_unchanged()
@@ -91,8 +93,15 @@ def _memory(device: Device) -> DeviceMemory:
     return CudaMemory(open_cuda_library(), device.index)
 
 
-def _check_room(memory: DeviceMemory, weights: FileEntry) -> None:
+def _check_room(memory: DeviceMemory, weights: FileEntry, limit: int | None) -> None:
     """ONNX Runtime would find out by failing halfway."""
+    if limit is not None and weights.size > limit:
+        raise DeviceMemoryError(
+            f"the weights take {format_bytes(weights.size)}, and max_arena_bytes is "
+            f"{format_bytes(limit)}; raise it, or export the model in a smaller precision (int8, int4)",
+            weights.size,
+            limit,
+        )
     available = memory.available_bytes()
     if available is not None and weights.size > available:
         raise DeviceMemoryError(

@@ -245,7 +245,7 @@ def _int4_matrix(
     inputs, outputs = source.shapes[weight]
     matrix = BlockMatrix.of(weight, outputs, inputs, block_size(config), 4, floats)
     importance = activations.importance(weight)
-    return _int4_recipe(matrix, lambda: _transposed_rows(source, weight), importance)
+    return _int4_recipe(weight, matrix, lambda: _transposed_rows(source, weight), importance)
 
 
 def _int4_table(
@@ -253,11 +253,14 @@ def _int4_table(
 ) -> Recipe:
     outputs, inputs = source.shapes[weight]
     matrix = BlockMatrix.of(weight, outputs, inputs, block_size(config))
-    return _int4_recipe(matrix, lambda: source.blocks(weight), activations.importance(weight))
+    return _int4_recipe(weight, matrix, lambda: source.blocks(weight), activations.importance(weight))
 
 
 def _int4_recipe(
-    matrix: BlockMatrix, rows: Callable[[], Iterator[np.ndarray]], importance: np.ndarray | None
+    weight: str,
+    matrix: BlockMatrix,
+    rows: Callable[[], Iterator[np.ndarray]],
+    importance: np.ndarray | None,
 ) -> Recipe:
     assert matrix.zero_points is not None
 
@@ -266,7 +269,8 @@ def _int4_recipe(
         for block in rows():
             found = quantize_blocks(block, matrix.block_size, importance)
             assert found.zero_points is not None
-            scales.append(found.scales.astype(matrix.scales.dtype))
+            narrow = matrix.scales.dtype == HALVES["fp16"]
+            scales.append(_narrow(found.scales, weight, "fp16") if narrow else found.scales)
             zero_points.append(found.zero_points)
             yield found.codes
         yield np.concatenate(scales)

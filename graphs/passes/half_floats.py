@@ -53,6 +53,7 @@ def _store(program: Program, name: str, value: ir.Value, storage: str) -> None:
                 "FusedMatMul", [node.inputs[0], stored], {"transB": 1}, domain=FUSED_DOMAIN
             )
             replace_span(program, node.outputs[0], [product], product.outputs[0])
+            program.model.opset_imports[FUSED_DOMAIN] = 1
         elif is_layer_matrix(name):
             raise AssertionError(f"{name} is read by {node.op_type}, which takes no transpose")
         else:
@@ -72,6 +73,8 @@ def _widen_outputs(program: Program) -> None:
     for output in [value for value in graph.outputs if value.name in (LOGITS, HIDDEN_STATES)]:
         node = output.producer()
         assert node is not None
+        if node.op_type == "Cast":  # it is wide
+            continue
         position = list(graph.outputs).index(output)
         wide = ir.node("Cast", [output], {"to": ir.DataType.FLOAT})
         graph.insert_after(node, [wide])

@@ -20,7 +20,7 @@ def fuse_skip_norm(program: Program) -> int:
     """Rewrites every norm of a sum; returns how many."""
     count = 0
     for norm in list(program.graph):
-        total = producer(norm.inputs[0], "Add") if norm.op_type == "LayerNormalization" else None
+        total = _sum_before(program, norm)
         if total is None:
             continue
         _replace(program, total, norm)
@@ -29,6 +29,16 @@ def fuse_skip_norm(program: Program) -> int:
         program.model.opset_imports[FUSED_DOMAIN] = 1
     remove_unused(program.graph)
     return count
+
+
+def _sum_before(program: Program, norm: ir.Node) -> ir.Node | None:
+    """The sum of two activations that a norm of the last axis is of."""
+    if norm.op_type != "LayerNormalization" or norm.attributes.get_int("axis", -1) != -1:
+        return None
+    total = producer(norm.inputs[0], "Add")
+    if total is None or any(program.name_of(value) is not None for value in total.inputs):
+        return None
+    return total
 
 
 def _replace(program: Program, total: ir.Node, norm: ir.Node) -> None:

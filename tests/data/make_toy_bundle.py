@@ -1,9 +1,10 @@
-"""Makes `toy_bundle/` and `toy_expected.json`: `python -m tests.data.make_toy_bundle`.
+"""Makes the toy bundles and `toy_expected.json`: `python -m tests.data.make_toy_bundle`.
 
-The bundle is a random OPT of two layers, for target portable. The expected numbers are Keras's own,
-from the training forward pass over the whole sequence, which knows no cache: what the runtime computes
-step by step over a cache has to equal them. Weights come from NumPy with a fixed seed, so that a rerun
-gives the same weights and numbers; the names of the graphs' nodes differ between runs of tf2onnx.
+The bundles are one random OPT of two layers: `toy_bundle/` in fp32 for target portable, and
+`toy_bundle_cuda/` in fp16 for target cuda. The expected numbers are Keras's own, from the training
+forward pass over the whole sequence, which knows no cache: what the runtime computes step by step over
+a cache has to equal them. Weights come from NumPy with a fixed seed, so that a rerun gives the same
+weights and numbers; the names of the graphs' nodes differ between runs of tf2onnx.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from exporter import OPTBackbone, OPTCausalLM, OPTCausalLMPreprocessor, OPTToken
 from runtime.tokenizer import byte_alphabet
 
 HERE = Path(__file__).parent
-BUNDLE, EXPECTED = HERE / "toy_bundle", HERE / "toy_expected.json"
+BUNDLE, CUDA_BUNDLE = HERE / "toy_bundle", HERE / "toy_bundle_cuda"
+EXPECTED = HERE / "toy_expected.json"
 
 SEED = 20
 # OPT's own 0.02 makes greedy output repeat one token for ever, as large biases of the norms do.
@@ -115,12 +117,13 @@ def _numbers(values: np.ndarray) -> list[float]:
 
 
 def main() -> None:
-    """Writes both."""
+    """Writes all."""
     model = make_model()
     export_bundle(model, BUNDLE, target="portable", verify="full", force=True)
+    export_bundle(model, CUDA_BUNDLE, target="cuda", precision="fp16", verify="full", force=True)
     text = json.dumps(expected(model), ensure_ascii=False).replace('{"text"', '\n{"text"')
     EXPECTED.write_text(text + "\n", encoding="utf-8")
-    for path in [*sorted(BUNDLE.iterdir()), EXPECTED]:
+    for path in [*sorted(BUNDLE.iterdir()), *sorted(CUDA_BUNDLE.iterdir()), EXPECTED]:
         print(f"{path.stat().st_size:8} {path.relative_to(HERE)}")
 
 

@@ -37,19 +37,19 @@ def nothing_is_traced(monkeypatch):
 CHOICES = {
     "int8, portable": (
         ["--precision", "int8", "--target", "portable"],
-        "int8 needs target 'cpu'; target 'portable' has fp32 only",
+        "int8 needs target 'cpu' or 'cuda'; target 'portable' has fp32",
     ),
     "int4, portable": (
         ["--precision", "int4", "--target", "portable"],
-        "int4 needs target 'cpu'; target 'portable' has fp32 only",
+        "int4 needs target 'cpu' or 'cuda'; target 'portable' has fp32",
     ),
     "int8 twice": (
         ["--precision", "int8", "--prefill-precision", "int8"],
-        "prefill_precision is a choice of int4 bundles, not of int8",
+        "prefill_precision is a choice of int4 bundles for CPUs, not of int8 for target 'cpu'",
     ),
     "int8 prefill of fp32": (
         ["--prefill-precision", "int8"],
-        "prefill_precision is a choice of int4 bundles, not of fp32",
+        "prefill_precision is a choice of int4 bundles for CPUs, not of fp32 for target 'cpu'",
     ),
 }
 
@@ -65,7 +65,9 @@ def test_choices_that_do_not_fit_each_other(toy_preset, tmp_path, options, messa
 def test_a_calibration_text_for_fp32(toy_preset, tmp_path):
     (tmp_path / "text").write_text(TEXT, encoding="utf-8")
     line = fails("--preset", toy_preset, "--output", tmp_path / "b", "--calibration", tmp_path / "text")
-    assert line == "calibration is for int8 and int4; fp32 weights are stored as they are"
+    assert line == (
+        "calibration is for int8 on CPUs and int4; fp32 weights of target 'cpu' do not depend on a text"
+    )
     assert not (tmp_path / "b").exists()
 
 
@@ -81,8 +83,11 @@ def test_int4_of_widths_that_no_block_divides(tmp_path, sizes, prefill):
     config = replace(TOY, num_layers=1, **sizes)
     model = OPTCausalLM(OPTBackbone.from_sizes(config, dropout=0.0))
     named = f"{config.hidden_dim}, {config.intermediate_dim}, {config.embedding_width}"
-    expected = f"int4 needs widths that 16 divides, and this model has widths of {named}; export it as"
-    with pytest.raises(ValueError, match=expected):
+    expected = (
+        f"codes in blocks need widths that 16 divides, and this model has widths of {named}; export it "
+        "for target cpu as int8, or as floats"
+    )
+    with pytest.raises(ValueError, match=f"^{expected}$"):
         export_bundle(model, tmp_path / "b", precision="int4", prefill_precision=prefill)
     assert list(tmp_path.iterdir()) == []
 
@@ -173,9 +178,10 @@ def test_the_help_says_what_there_is():
         main(["--help"])
     text = re.sub(r"\s+", " ", out.getvalue())
     for words in (
-        "--precision {fp32,int8,int4}",
-        "of the weights (default: fp32)",
-        "--target {portable,cpu}",
+        "--precision {fp32,int8,int4,fp16,bf16}",
+        "of the weights: fp32, int8 or int4 for CPUs (default: fp32); "
+        "fp16, bf16, int8 or int4 for CUDA (default: fp16)",
+        "--target {portable,cpu,cuda}",
         "(default: cpu)",
         "--prefill-precision {int8}",
         "(default: one copy for both phases)",

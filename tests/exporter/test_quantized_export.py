@@ -190,7 +190,7 @@ def test_an_export_again_is_the_same(bundles, kind, toy_preset, tmp_path):
 
 
 def open_decoder(folder, **options):
-    options = {"device": "cpu", "threads": 1, "packed_weights": False, **options}
+    options = {"threads": 1, "packed_weights": False, **options}
     return SessionDecoder(load_bundle(folder), **options)
 
 

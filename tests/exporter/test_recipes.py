@@ -66,12 +66,14 @@ def test_every_name_is_planned_once(config):
     matrices = [name for name in source.shapes if is_layer_matrix(name)]
     assert len(matrices) == 8
     for matrix in matrices:
-        assert {f"{matrix}.int8", f"{matrix}.int4"} <= set(found)
-    assert [name for name in found if name.endswith(".fp16")] == [f"{POSITIONS}.fp16"]
-    # Projections and vectors have no other form than float32.
+        forms = {f"{matrix}.{form}" for form in ("int8", "int4", "int8.fp16", "int4.fp16")}
+        assert forms <= set(found)
+    floats = [f"{name}{form}" for name in source.shapes for form in ("", ".fp16", ".bf16")]
+    assert set(floats) <= set(found)
+    # Projections and vectors are floats in all forms.
     for name in found:
         if not any(mark in name for mark in ("embedding", "head", "kernel")) or "project" in name:
-            assert name in source.shapes
+            assert name in floats
     with_factors = [name for name in found if name.endswith(".factors")]
     assert with_factors == [f"{head_table(config)}.factors"]
     lookup_of_its_own = f"{TOKEN_TABLE}.int8.rows" in found

@@ -174,7 +174,7 @@ def test_other_models_say_what_their_portable_bundles_say(config, norms, tmp_pat
 
 
 def test_an_unknown_target_is_an_error(toy_preset, tmp_path):
-    with pytest.raises(ValueError, match="target must be one of portable, cpu; got 'tpu'"):
+    with pytest.raises(ValueError, match="target must be one of portable, cpu, cuda; got 'tpu'"):
         export_bundle(toy_preset, tmp_path / "b", target="tpu")
     with pytest.raises(SystemExit) as caught:
         run("--preset", toy_preset, "--output", tmp_path / "b", "--target", "tpu")

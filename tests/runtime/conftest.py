@@ -13,6 +13,8 @@ from tests.runtime.stub_cuda import StubCuda, compile_stub
 from tests.runtime.toy import approve, edit_manifest
 
 if TYPE_CHECKING:
+    from runtime.bundle import Bundle
+    from runtime.device_session import DeviceDecoder
     from runtime.session import SessionDecoder
 
 
@@ -28,6 +30,31 @@ def stub_cuda(stub_cuda_path: Path) -> StubCuda:
     stub = StubCuda(stub_cuda_path)
     stub.reset()
     return stub
+
+
+@pytest.fixture(scope="session")
+def cuda_bundle_folder() -> Path:
+    """The toy model in fp16 for target cuda, by `data/make_toy_bundle.py`; not to be altered."""
+    return Path(__file__).parents[1] / "data" / "toy_bundle_cuda"
+
+
+@pytest.fixture(scope="session")
+def cuda_bundle(cuda_bundle_folder: Path) -> Bundle:
+    """That bundle, loaded."""
+    from runtime.bundle import load_bundle
+
+    return load_bundle(cuda_bundle_folder)
+
+
+@pytest.fixture
+def device_decoder(cuda_bundle: Bundle) -> DeviceDecoder:
+    """The toy model of target cuda on the CPU, without any buffers yet."""
+    from runtime.device_session import DeviceDecoder
+    from runtime.open_decoder import open_decoder
+
+    decoder = open_decoder(cuda_bundle, "cpu", threads=1)
+    assert isinstance(decoder, DeviceDecoder)
+    return decoder
 
 
 @pytest.fixture(scope="session")

@@ -131,6 +131,13 @@ def test_auto_tells_which_gpu_it_takes(gpus: list[int], caplog: pytest.LogCaptur
     assert caplog.messages == ["device='auto' takes cuda:0, GPU 0"]
 
 
+def test_a_gpu_that_was_asked_for_is_named(gpus: list[int], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "runtime"):
+        choose_device("cuda:1", "cuda", "fp16")
+        choose_device("cpu", "cuda", "fp16")
+    assert caplog.messages == ["device='cuda:1' is GPU 1"]
+
+
 # === What is missing ===
 
 
