@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -12,42 +13,27 @@ from graphs.contract import CACHE_BYTES, ModelConfig, cache_shape
 # Of each row: the graphs write padding that would lie past the end into the last slot.
 SPARE_SLOTS = 1
 
+Rows = NDArray[np.integer[Any]]
+
 
 def cache_bytes(config: ModelConfig, batch: int, capacity: int, dtype: str) -> int:
     """Bytes that a `KVCache` of these arguments takes."""
     return config.cache_bytes(batch, capacity + SPARE_SLOTS, CACHE_BYTES[dtype])
 
 
-def check_roll_back(lengths: NDArray[np.int32], wanted: NDArray[np.int32]) -> None:
-    """Raises `ValueError` if rows of some lengths cannot be rolled back to others."""
-    if (wanted < 0).any() or (wanted > lengths).any():
-        raise ValueError(f"cannot roll rows of {lengths} tokens back to {wanted}")
-
-
-class KVCache:
-    """Keys and values of the tokens that each row has seen.
+class RowCache:
+    """What caches have in common: rows of tokens, which may be forgotten and copied.
 
     Args:
-        config: sizes of the model.
         batch: rows.
         capacity: tokens that a row has room for.
-        dtype: NumPy dtype of the entries.
 
     Attributes:
-        layers: key and value buffers [batch, heads, capacity + 1, head_dim] of each layer.
         lengths: int32 [batch], tokens of each row; what lies beyond them is overwritten later.
     """
 
-    def __init__(self, config: ModelConfig, batch: int, capacity: int, dtype: str) -> None:
-        sizes = {"batch": batch, "capacity": capacity + SPARE_SLOTS}
-        shape = tuple(sizes[d] if isinstance(d, str) else d for d in cache_shape(config))
+    def __init__(self, batch: int, capacity: int) -> None:
         self.capacity = capacity
-        # Zeros, because masked slots are multiplied by zero and must not hold NaN. One array, because
-        # NumPy asks for huge pages where one is large enough: fewer faults, fewer misses.
-        buffers = np.zeros((config.num_layers, 2, *shape), dtype)
-        self.layers: list[tuple[NDArray[np.generic], NDArray[np.generic]]] = [
-            (keys, values) for keys, values in buffers
-        ]
         self.lengths = np.zeros(batch, np.int32)
 
     @property
@@ -55,10 +41,29 @@ class KVCache:
         """Number of rows."""
         return len(self.lengths)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all buffers."""
-        return sum(key.nbytes + value.nbytes for key, value in self.layers)
+    def check_new_tokens(self, token_ids: Rows, new_lengths: Rows) -> list[int]:
+        """The new tokens of each row as plain numbers.
+
+        Args:
+            token_ids: int [batch, sequence].
+            new_lengths: int [batch], valid tokens among them.
+
+        Raises:
+            ValueError: if they do not fit the cache, or a row has no room for them.
+        """
+        batch, sequence = token_ids.shape
+        if batch != self.batch or new_lengths.shape != (batch,):
+            raise ValueError(
+                f"a cache of {self.batch} rows got {batch} rows and {new_lengths.shape} lengths"
+            )
+        # Plain numbers: after a step an array operation costs tens of microseconds.
+        added: list[int] = new_lengths.tolist()
+        if min(added) < 0 or max(added) > sequence:
+            raise ValueError(f"new_lengths must be from 0 to {sequence}, got {new_lengths}")
+        longest = max(map(operator.add, self.lengths.tolist(), added))
+        if longest > self.capacity:
+            raise ValueError(f"a row of {longest} tokens has no room in a cache of {self.capacity}")
+        return added
 
     def roll_back(self, lengths: NDArray[np.int32]) -> None:
         """Forgets the tokens of each row beyond the given lengths.
@@ -66,16 +71,11 @@ class KVCache:
         Raises:
             ValueError: if a length is negative or more than the row has.
         """
-        check_roll_back(self.lengths, lengths)
+        if (lengths < 0).any() or (lengths > self.lengths).any():
+            raise ValueError(f"cannot roll rows of {self.lengths} tokens back to {lengths}")
         self.lengths[:] = lengths
 
-    def copy_rows(
-        self,
-        source: KVCache,
-        rows: NDArray[np.integer[Any]],
-        targets: NDArray[np.integer[Any]],
-        first: int = 0,
-    ) -> None:
+    def copy_rows(self, source: Any, rows: Rows, targets: Rows, first: int = 0) -> None:
         """Copies rows, only the slots that are in use; see `runtime.decoder.Cache.copy_rows`.
 
         Raises:
@@ -87,13 +87,50 @@ class KVCache:
         if last > self.capacity:
             raise ValueError(f"a row of {last} tokens has no room in a cache of {self.capacity}")
         if first < last:
-            for own, others in zip(self.layers, source.layers, strict=True):
-                for buffer, other in zip(own, others, strict=True):
-                    # The right side is a copy of its own, so rows may trade places.
-                    buffer[targets, :, first:last] = other[rows, :, first:last]
+            self._copy_slots(source, rows, targets, first, last)
         self.lengths[targets] = source.lengths[rows]
 
-    def reorder(self, rows: NDArray[np.integer[Any]], first: int = 0) -> None:
+    def _copy_slots(self, source: Any, rows: Rows, targets: Rows, first: int, last: int) -> None:
+        """Copies slots from `first` to before `last`; rows of one cache may trade places."""
+        raise NotImplementedError
+
+    def reorder(self, rows: Rows, first: int = 0) -> None:
         """Makes row i a copy of what row `rows[i]` was; rows that stay are not touched."""
         targets = np.flatnonzero(rows != np.arange(self.batch))
         self.copy_rows(self, rows[targets], targets, first)
+
+
+class KVCache(RowCache):
+    """Keys and values of the tokens that each row has seen, in the host's memory.
+
+    Args:
+        config: sizes of the model.
+        batch: rows.
+        capacity: tokens that a row has room for.
+        dtype: NumPy dtype of the entries.
+
+    Attributes:
+        layers: key and value buffers [batch, heads, capacity + 1, head_dim] of each layer.
+    """
+
+    def __init__(self, config: ModelConfig, batch: int, capacity: int, dtype: str) -> None:
+        super().__init__(batch, capacity)
+        sizes = {"batch": batch, "capacity": capacity + SPARE_SLOTS}
+        shape = tuple(sizes[d] if isinstance(d, str) else d for d in cache_shape(config))
+        # Zeros, because masked slots are multiplied by zero and must not hold NaN. One array, because
+        # NumPy asks for huge pages where one is large enough: fewer faults, fewer misses.
+        buffers = np.zeros((config.num_layers, 2, *shape), dtype)
+        self.layers: list[tuple[NDArray[np.generic], NDArray[np.generic]]] = [
+            (keys, values) for keys, values in buffers
+        ]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers."""
+        return sum(key.nbytes + value.nbytes for key, value in self.layers)
+
+    def _copy_slots(self, source: KVCache, rows: Rows, targets: Rows, first: int, last: int) -> None:
+        for own, others in zip(self.layers, source.layers, strict=True):
+            for buffer, other in zip(own, others, strict=True):
+                # The right side is a copy of its own, so rows may trade places.
+                buffer[targets, :, first:last] = other[rows, :, first:last]

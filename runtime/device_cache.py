@@ -1,213 +1,18 @@
-"""The KV cache in a device's memory, and the buffers of a decode step that belong to it."""
+"""The KV cache in a device's memory."""
 
 from __future__ import annotations
 
-import threading
 import weakref
-from collections import deque
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from graphs.contract import (
-    BEST_IDS,
-    BEST_LOGITS,
-    CACHE_BYTES,
-    WEIGHT_TOTALS,
-    ModelConfig,
-    Revision,
-    best_count,
-)
-from runtime.cache import SPARE_SLOTS, check_roll_back
-from runtime.decoder import BestLogits
+from runtime.cache import RowCache, Rows
+from runtime.device_buffers import BufferPool, CacheBuffers
 from runtime.device_memory import DeviceMemory
-from runtime.packed_arrays import ArrayLayout, PackedArrays
-from runtime.step_inputs import decode_layout
-
-# Capacities are rounded up to a multiple of this, so that calls of similar lengths share buffers and
-# the CUDA graphs that were captured on them.
-CAPACITY_STEP = 64
-MOST_IDLE = 4  # sets of buffers that are kept for later calls
 
 
-class CacheShape:
-    """Sizes of the buffers for a number of rows and tokens.
-
-    Attributes:
-        slots: of a row, one spare among them.
-        head_bytes, row_bytes, tensor_bytes: of one head's keys, of a row's and of all rows'.
-        nbytes: of all keys and values.
-    """
-
-    def __init__(self, config: ModelConfig, dtype: str, batch: int, capacity: int) -> None:
-        self.batch = batch
-        self.tensors = 2 * config.num_layers
-        self.slots = -(-(capacity + SPARE_SLOTS) // CAPACITY_STEP) * CAPACITY_STEP
-        self.slot_bytes = config.head_dim * CACHE_BYTES[dtype]
-        self.heads = config.num_heads
-        self.head_bytes = self.slots * self.slot_bytes
-        self.row_bytes = self.heads * self.head_bytes
-        self.tensor_bytes = batch * self.row_bytes
-        self.nbytes = self.tensors * self.tensor_bytes
-
-
-class CacheBuffers:
-    """Buffers at addresses that stay: of the cache, of a decode step's inputs and of what it gives.
-
-    Attributes:
-        shape: of the cache.
-        inputs: of a decode step.
-        logits: address of float32 [batch, vocabulary].
-        best: what the last run found, in arrays that the next one overwrites; `None` for revision 1.
-        addresses: of all buffers.
-        graph_id: of the CUDA graph that replays a decode step on these buffers; set by the decoder.
-        binding: of a decode step, and the options of its runs; made by the decoder.
-        total_length: what the binding reads in the host's memory.
-    """
-
-    def __init__(
-        self,
-        memory: DeviceMemory,
-        config: ModelConfig,
-        revision: Revision,
-        shape: CacheShape,
-    ) -> None:
-        self.shape = shape
-        self.graph_id = 0
-        self.binding: Any = None
-        self.total_length: NDArray[np.int32] | None = None
-        self._memory = memory
-        self._config = config
-        batch = shape.batch
-        layouts = [decode_layout(batch, revision), _result_layout(config, batch, revision)]
-        self._logits_shape = (batch, config.vocabulary_size)
-        sizes = [shape.nbytes, 4 * batch * config.vocabulary_size, *(one.nbytes for one in layouts)]
-        pointers: list[int] = []
-        self._finalizer = weakref.finalize(self, _free, memory, pointers)
-        # Not while the process ends, which frees all: a thread may still be in a step.
-        self._finalizer.atexit = False
-        try:
-            for size in sizes:
-                pointers.append(memory.allocate(max(size, 1)))
-            self.inputs, self.results = (
-                PackedArrays(memory, layout, pointer, memory.staging(max(layout.nbytes, 1)))
-                for layout, pointer in zip(layouts, pointers[2:], strict=True)
-            )
-        except BaseException:
-            self.free()  # the error's traceback would keep what has been taken so far
-            raise
-        self.addresses = tuple(pointers)
-        self.pointer, self.logits = pointers[:2]
-        self.best: BestLogits | None = None
-        if revision is Revision.DEVICE:
-            found = self.results.views
-            self.best = BestLogits(
-                found[BEST_LOGITS], found[BEST_IDS], found[WEIGHT_TOTALS], config.vocabulary_size
-            )
-
-    def free(self) -> None:
-        """Gives the buffers back."""
-        self._finalizer()
-
-    def tensor(self, index: int, row: int = 0) -> int:
-        """The address of a row of layer `index // 2`'s keys, or values where the index is odd."""
-        return self.pointer + index * self.shape.tensor_bytes + row * self.shape.row_bytes
-
-    def logits_row(self, row: int) -> int:
-        """The address of a row's logits."""
-        return self.logits + 4 * row * self._config.vocabulary_size
-
-    def read_logits(self) -> NDArray[np.float32]:
-        """A copy of all logits, float32 [batch, vocabulary]."""
-        logits = np.empty(self._logits_shape, np.float32)
-        self._memory.read(self.logits, logits)
-        return logits
-
-
-def result_names(revision: Revision) -> tuple[str, ...]:
-    """The outputs that lie beside each other."""
-    return (BEST_IDS, BEST_LOGITS, WEIGHT_TOTALS) if revision is Revision.DEVICE else ()
-
-
-def _result_layout(config: ModelConfig, batch: int, revision: Revision) -> ArrayLayout:
-    if revision is Revision.HOST:
-        return ArrayLayout([])
-    best = (batch, best_count(config))
-    return ArrayLayout(
-        [
-            (BEST_IDS, np.int64, best),
-            (BEST_LOGITS, np.float32, best),
-            (WEIGHT_TOTALS, np.float32, (batch,)),
-        ]
-    )
-
-
-def _free(memory: DeviceMemory, pointers: list[int]) -> None:
-    while pointers:
-        memory.free(pointers.pop())
-
-
-class BufferPool:
-    """Buffers that no cache uses now, kept for the next one of their size.
-
-    A CUDA graph replays the addresses that it was captured on: calls that find the same buffers again
-    find their graph again.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._returned: deque[CacheBuffers] = deque()
-        self._idle: list[CacheBuffers] = []  # longest unused first
-
-    @property
-    def idle_bytes(self) -> int:
-        """Bytes of the buffers that no cache uses."""
-        with self._lock:
-            return sum(buffers.shape.nbytes for buffers in self._sorted())
-
-    def take(self, shape: CacheShape) -> CacheBuffers | None:
-        """Buffers of a shape, if there are any."""
-        with self._lock:
-            idle = self._sorted()
-            for i in reversed(range(len(idle))):
-                if (idle[i].shape.batch, idle[i].shape.slots) == (shape.batch, shape.slots):
-                    return idle.pop(i)
-        return None
-
-    def give_back(self, buffers: CacheBuffers) -> None:
-        """Takes buffers that a cache no longer uses; frees those unused longest beyond a few.
-
-        Waits for no thread: the garbage collector may call this in one that is in here already, or in
-        a forked process without the thread that was. Who comes next sorts them in then.
-        """
-        self._returned.append(buffers)
-        if self._lock.acquire(blocking=False):
-            try:
-                idle = self._sorted()
-                surplus = [idle.pop(0) for _ in range(len(idle) - MOST_IDLE)]
-            finally:
-                self._lock.release()
-            for unused in surplus:
-                unused.free()
-
-    def free_one(self) -> bool:
-        """Frees the buffers that were unused longest; `False` if there are none."""
-        with self._lock:
-            idle = self._sorted()
-            buffers = idle.pop(0) if idle else None
-        if buffers is None:
-            return False
-        buffers.free()
-        return True
-
-    def _sorted(self) -> list[CacheBuffers]:
-        while self._returned:
-            self._idle.append(self._returned.popleft())
-        return self._idle
-
-
-class DeviceCache:
+class DeviceCache(RowCache):
     """Keys and values of the tokens that each row has seen, in a device's memory.
 
     Args:
@@ -224,19 +29,13 @@ class DeviceCache:
     def __init__(
         self, memory: DeviceMemory, buffers: CacheBuffers, pool: BufferPool, capacity: int
     ) -> None:
+        super().__init__(buffers.shape.batch, capacity)
         self.buffers = buffers
-        self.capacity = capacity
-        self.lengths = np.zeros(buffers.shape.batch, np.int32)
         self.temperatures = np.ones(buffers.shape.batch, np.float32)
         self._memory = memory
         # Not while the process ends, which frees all.
         self._finalizer = weakref.finalize(self, pool.give_back, buffers)
         self._finalizer.atexit = False
-
-    @property
-    def batch(self) -> int:
-        """Number of rows."""
-        return len(self.lengths)
 
     @property
     def nbytes(self) -> int:
@@ -247,43 +46,13 @@ class DeviceCache:
         """A copy of all logits of the last step, float32 [batch, vocabulary]."""
         return self.buffers.read_logits()
 
-    def roll_back(self, lengths: NDArray[np.int32]) -> None:
-        """Forgets the tokens of each row beyond the given lengths.
-
-        Raises:
-            ValueError: if a length is negative or more than the row has.
-        """
-        check_roll_back(self.lengths, lengths)
-        self.lengths[:] = lengths
-
-    def copy_rows(
-        self,
-        source: DeviceCache,
-        rows: NDArray[np.integer[Any]],
-        targets: NDArray[np.integer[Any]],
-        first: int = 0,
-    ) -> None:
-        """Copies rows, only the slots that are in use; see `runtime.decoder.Cache.copy_rows`.
-
-        Raises:
-            ValueError: if a row does not fit into this cache.
-        """
-        if not len(targets):
-            return
-        last = int(source.lengths[rows].max())
-        if last > self.capacity:
-            raise ValueError(f"a row of {last} tokens has no room in a cache of {self.capacity}")
-        if first < last:
-            self._copy_slots(source, rows.tolist(), targets.tolist(), first, last)
-        self.lengths[targets] = source.lengths[rows]
-
     def _copy_slots(
-        self, source: DeviceCache, rows: list[int], targets: list[int], first: int, last: int
+        self, source: DeviceCache, rows: Rows, targets: Rows, first: int, last: int
     ) -> None:
         shape, other = self.buffers.shape, source.buffers.shape
         width = (last - first) * shape.slot_bytes
         # Rows may trade places: where one that is written is read too, all go by way of a buffer.
-        trades = source is self and bool(set(rows) & set(targets))
+        trades = source is self and bool(np.isin(targets, rows).any())
         size = len(rows) * shape.heads * width
         between = self._memory.allocate(size) if trades else 0
         try:
@@ -293,7 +62,7 @@ class DeviceCache:
                         self.buffers.tensor(tensor, target) + first * shape.slot_bytes,
                         source.buffers.tensor(tensor, row) + first * shape.slot_bytes,
                     )
-                    for row, target in zip(rows, targets, strict=True)
+                    for row, target in zip(rows.tolist(), targets.tolist(), strict=True)
                 ]
                 if not trades:
                     for to, start in copies:
@@ -311,8 +80,3 @@ class DeviceCache:
     def _copy(self, target: int, target_stride: int, source: int, stride: int, width: int) -> None:
         heads = self.buffers.shape.heads
         self._memory.copy_blocks(target, target_stride, source, stride, width, heads)
-
-    def reorder(self, rows: NDArray[np.integer[Any]], first: int = 0) -> None:
-        """Makes row i a copy of what row `rows[i]` was; rows that stay are not touched."""
-        targets = np.flatnonzero(rows != np.arange(self.batch))
-        self.copy_rows(self, rows[targets], targets, first)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import operator
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
@@ -29,7 +28,14 @@ from graphs.contract import (
 from graphs.manifest import Manifest
 from runtime.cache_budget import CacheDemand
 from runtime.decoder import IntArray, LazyStepOutput, StepOutput
-from runtime.device_cache import BufferPool, CacheBuffers, CacheShape, DeviceCache, result_names
+from runtime.device_buffers import (
+    BufferPool,
+    CacheBuffers,
+    CacheShape,
+    ScratchBuffer,
+    result_names,
+)
+from runtime.device_cache import DeviceCache
 from runtime.device_memory import DeviceMemory
 from runtime.device_runs import DeviceRuns
 from runtime.errors import DeviceMemoryError
@@ -70,6 +76,7 @@ class DeviceDecoder:
         self._sessions = dict(sessions)
         self._memory = memory
         self._pool = BufferPool()
+        self._scratch = ScratchBuffer(memory)
         self._runs = DeviceRuns(cuda_graphs=cuda_graphs)
         self._graph_ids: dict[tuple[int, ...], int] = {}
         self._new_ids = itertools.count(1)
@@ -161,17 +168,8 @@ class DeviceDecoder:
         Raises:
             ValueError: if the shapes do not fit the cache or it has no room.
         """
+        cache.check_new_tokens(token_ids, new_lengths)
         batch, sequence = token_ids.shape
-        if batch != cache.batch or new_lengths.shape != (batch,):
-            raise ValueError(
-                f"a cache of {cache.batch} rows got {batch} rows and {new_lengths.shape} lengths"
-            )
-        added = new_lengths.tolist()
-        if min(added) < 0 or max(added) > sequence:
-            raise ValueError(f"new_lengths must be from 0 to {sequence}, got {new_lengths}")
-        longest = max(map(operator.add, cache.lengths.tolist(), added))
-        if longest > cache.capacity:
-            raise ValueError(f"a row of {longest} tokens has no room in a cache of {cache.capacity}")
         buffers, hidden = cache.buffers, None
         with self._lock:
             if sequence == 1 and not hidden_states:
@@ -245,26 +243,23 @@ class DeviceDecoder:
         layout = input_layout(batch, sequence, self._revision)
         width = self.config.embedding_width
         hidden_bytes = 0 if hidden_states is None else 4 * batch * sequence * width
-        scratch = self._memory.allocate(layout.nbytes + hidden_bytes)
-        try:
-            inputs = PackedArrays(self._memory, layout, scratch)
-            self._fill(inputs, cache, rows, tokens, lengths)
-            total = np.array([self._total_length(cache, rows, sequence)], np.int32)
-            phase = Phase.DECODE if sequence == 1 else Phase.PREFILL
-            binding = self._bind(phase, cache.buffers, inputs, rows, sequence, total)
-            if hidden_states is not None:
-                shape, place = [batch, sequence, width], scratch + layout.nbytes
-                self._bind_one(binding.bind_output, HIDDEN_STATES, np.float32, shape, place)
-            self._runs.run(self._sessions[phase], binding)
-            if self.device != "cpu":
-                taken = self._workspace_bytes(batch, batch * sequence)
-                self._runs.arena_bytes = max(self._runs.arena_bytes, taken)
-            if hidden_states is not None:
-                found = np.empty((batch, sequence, width), np.float32)
-                self._memory.read(scratch + layout.nbytes, found)
-                hidden_states[rows, columns] = found
-        finally:
-            self._memory.free(scratch)
+        scratch = self._scratch.of_size(layout.nbytes + hidden_bytes)
+        inputs = PackedArrays(self._memory, layout, scratch)
+        self._fill(inputs, cache, rows, tokens, lengths)
+        total = np.array([self._total_length(cache, rows, sequence)], np.int32)
+        phase = Phase.DECODE if sequence == 1 else Phase.PREFILL
+        binding = self._bind(phase, cache.buffers, inputs, rows, sequence, total)
+        if hidden_states is not None:
+            shape, place = [batch, sequence, width], scratch + layout.nbytes
+            self._bind_one(binding.bind_output, HIDDEN_STATES, np.float32, shape, place)
+        self._runs.run(self._sessions[phase], binding)
+        if self.device != "cpu":
+            taken = self._workspace_bytes(batch, batch * sequence)
+            self._runs.arena_bytes = max(self._runs.arena_bytes, taken)
+        if hidden_states is not None:
+            found = np.empty((batch, sequence, width), np.float32)
+            self._memory.read(scratch + layout.nbytes, found)
+            hidden_states[rows, columns] = found
         cache.lengths[rows] += lengths.astype(np.int32, copy=False)
 
     def _total_length(self, cache: DeviceCache, rows: slice, sequence: int) -> int:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from graphs.contract import Phase, Revision
-from graphs.manifest import FileEntry
+from typing import TYPE_CHECKING
+
 from runtime.bundle import Bundle
-from runtime.cuda_captures import CAPTURES
-from runtime.device_memory import CudaMemory, DeviceMemory, HostMemory
-from runtime.device_session import DeviceDecoder
-from runtime.devices import Device, choose_device
-from runtime.errors import DeviceMemoryError
+from runtime.devices import choose_device
 from runtime.session import SessionDecoder
-from runtime.session_opener import SessionOpener, check_threads
-from runtime.sizes import format_bytes
+
+if TYPE_CHECKING:
+    from runtime.device_session import DeviceDecoder
 
 
 def open_decoder(
@@ -59,55 +56,14 @@ def open_decoder(
         return SessionDecoder(
             bundle, threads, packed_weights=packed_weights, independent_rows=independent_rows
         )
-    opener = SessionOpener(bundle, check_threads(threads))
-    memory = _memory(chosen)
-    on_gpu = chosen.kind == "cuda"
-    cuda_graphs = cuda_graphs and on_gpu and manifest.contract_revision is Revision.DEVICE
-    if on_gpu:
-        _check_room(memory, manifest.weights, max_arena_bytes)
-    sessions = {}
-    for graph in dict.fromkeys(manifest.graphs.values()):
-        if on_gpu:
-            with CAPTURES:
-                sessions[graph] = opener.on_cuda(
-                    graph,
-                    chosen,
-                    cuda_graphs=cuda_graphs,
-                    allow_cpu_nodes=allow_cpu_nodes,
-                    max_arena_bytes=max_arena_bytes,
-                )
-        else:
-            sessions[graph] = opener.packed_in_memory(graph)
-    bundle.check_unchanged()
-    phases = {phase: sessions[graph] for phase, graph in manifest.graphs.items()}
-    assert set(phases) == set(Phase)
-    return DeviceDecoder(manifest, phases, memory, cuda_graphs=cuda_graphs)
+    # Not at every start: CPUs need nothing of it.
+    from runtime.open_device import open_on_device
 
-
-def _memory(device: Device) -> DeviceMemory:
-    if device.kind == "cpu":
-        return HostMemory()
-    # Not for CPUs, which take nothing of CUDA.
-    from runtime.cuda_requirements import open_cuda_library
-
-    return CudaMemory(open_cuda_library(), device.index)
-
-
-def _check_room(memory: DeviceMemory, weights: FileEntry, limit: int | None) -> None:
-    """ONNX Runtime would find out by failing halfway."""
-    if limit is not None and weights.size > limit:
-        raise DeviceMemoryError(
-            f"the weights take {format_bytes(weights.size)}, and max_arena_bytes is "
-            f"{format_bytes(limit)}; raise it, or export the model in a smaller precision (int8, int4)",
-            weights.size,
-            limit,
-        )
-    available = memory.available_bytes()
-    if available is not None and weights.size > available:
-        raise DeviceMemoryError(
-            f"the weights take {format_bytes(weights.size)}, and {format_bytes(available)} of the "
-            f"memory of {memory.name} are free; end what else takes memory there, or export the model "
-            "in a smaller precision (int8, int4)",
-            weights.size,
-            available,
-        )
+    return open_on_device(
+        bundle,
+        chosen,
+        threads,
+        cuda_graphs=cuda_graphs,
+        allow_cpu_nodes=allow_cpu_nodes,
+        max_arena_bytes=max_arena_bytes,
+    )

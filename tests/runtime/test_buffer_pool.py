@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime import Generator, device_cache
+from runtime import Generator, device_buffers
 from runtime.bundle import Bundle
-from runtime.device_cache import MOST_IDLE, BufferPool, CacheShape
+from runtime.device_buffers import MOST_IDLE, BufferPool, CacheShape
 from runtime.device_memory import HostMemory
 from runtime.device_session import DeviceDecoder
 from runtime.errors import DeviceMemoryError
@@ -222,7 +222,7 @@ def test_a_generator_that_is_gone_leaves_nothing(
     decoder = DeviceDecoder(cuda_bundle.manifest, sessions, memory, cuda_graphs=False)
     generator = Generator(decoder, cuda_bundle.tokenizer, "beam")
     generator.generate(["ab", "The quick"], max_length=20)
-    assert len(memory._buffers) == 8  # those of the prompts and of the beams
+    assert len(memory._buffers) == 9  # those of the prompts and of the beams, and what runs share
     cache = decoder.new_cache(1, 10)
     del generator, decoder
     gc.collect()
@@ -289,7 +289,7 @@ def test_nothing_is_freed_while_the_process_ends(device_decoder: DeviceDecoder) 
 def test_the_number_of_idle_buffers_is_bounded(
     device_decoder: DeviceDecoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device_cache, "MOST_IDLE", 2)
+    monkeypatch.setattr(device_buffers, "MOST_IDLE", 2)
     caches = [device_decoder.new_cache(batch, 10) for batch in range(1, 6)]
     assert device_decoder._pool.idle_bytes == 0
     sizes = [cache.nbytes for cache in caches]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from runtime import Generator, RuntimeMissingError, cli, devices, open_decoder
+from runtime import Generator, RuntimeMissingError, cli, devices, open_device
 from runtime.session_opener import SessionOpener
 from tests.runtime.test_open_decoder import Gpu
 
@@ -81,7 +81,7 @@ def test_the_gpu_that_is_taken_is_named(
         return opener.packed_in_memory(graph)
 
     monkeypatch.setattr(devices, "require_cuda", lambda index: f"GPU {index}")
-    monkeypatch.setattr(open_decoder, "_memory", lambda device: Gpu())
+    monkeypatch.setattr(open_device, "_memory", lambda device: Gpu())
     monkeypatch.setattr(SessionOpener, "on_cuda", on_cuda)
     assert cli.main(arguments(cuda_bundle_folder, *options)) == 0
     assert capsys.readouterr() == (f"{wanted}\n", f"{told}\n")

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from graphs.contract import ModelConfig, Revision
-from runtime.device_cache import BufferPool, CacheBuffers, CacheShape, DeviceCache
+from runtime.device_buffers import BufferPool, CacheBuffers, CacheShape
+from runtime.device_cache import DeviceCache
 from runtime.device_memory import HostMemory
 from runtime.device_session import DeviceDecoder
 from runtime.errors import DeviceMemoryError

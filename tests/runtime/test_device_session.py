@@ -13,6 +13,7 @@ import pytest
 from runtime import device_session
 from runtime.bundle import Bundle
 from runtime.cuda_library import CudaLibrary
+from runtime.device_buffers import ScratchBuffer
 from runtime.device_memory import CudaMemory, DeviceMemory, HostMemory
 from runtime.device_session import DeviceDecoder
 from runtime.session_opener import SessionOpener
@@ -198,17 +199,25 @@ def test_groups_of_rows_give_what_they_give_together(
         assert np.abs(difference).max() <= 0.01
 
 
-def test_the_scratch_memory_of_a_run_is_freed(device_decoder: DeviceDecoder) -> None:
+def test_runs_share_one_scratch_buffer_that_grows(device_decoder: DeviceDecoder) -> None:
     memory = device_decoder._memory
     assert isinstance(memory, HostMemory)
+    device_decoder._scratch = ScratchBuffer(memory)
     cache = device_decoder.new_cache(2, 20)
-    before = len(memory._buffers)
+    before = set(memory._buffers)
+    append(device_decoder, cache, [[1, 2], [3]])
+    (small,) = set(memory._buffers) - before
+    append(device_decoder, cache, [[1, 2], [3]])
+    assert set(memory._buffers) - before == {small}
     append(device_decoder, cache, [[1, 2], [3]], hidden_states=True)
-    assert len(memory._buffers) == before
+    (large,) = set(memory._buffers) - before
+    assert memory._buffers[large].nbytes > 2 * 4 * device_decoder.config.embedding_width
     with pytest.raises(Exception, match="indices element out of data bounds"):
         device_decoder.append(cache, np.full((2, 2), VOCABULARY), np.array([2, 2]))
-    assert len(memory._buffers) == before
-    assert cache.lengths.tolist() == [2, 1]
+    assert set(memory._buffers) - before == {large}
+    assert cache.lengths.tolist() == [6, 3]
+    device_decoder._scratch = ScratchBuffer(memory)
+    assert set(memory._buffers) == before
 
 
 # === The best logits ===

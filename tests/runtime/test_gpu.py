@@ -16,7 +16,7 @@ from graphs.contract import Phase
 from runtime import CacheMemoryError, Generator, RuntimeMissingError, device_session
 from runtime.bundle import Bundle
 from runtime.decoder import StepOutput
-from runtime.device_cache import CacheShape
+from runtime.device_buffers import CacheShape
 from runtime.device_session import DeviceDecoder
 from runtime.errors import DeviceMemoryError, NodePlacementError
 from runtime.node_placement import count_operators
@@ -179,7 +179,9 @@ def test_draws_from_the_best_logits_are_those_from_all(
 
 
 @pytest.mark.parametrize(
-    "sampler", [TopKSampler(k=5, seed=1), TopPSampler(p=0.7, seed=1), RandomSampler(seed=1)], ids=repr
+    "sampler",
+    [TopKSampler(k=5, seed=1), TopPSampler(p=0.7, seed=1), RandomSampler(seed=1)],
+    ids=lambda sampler: type(sampler).__name__,
 )
 def test_draws_of_a_float32_model_are_those_of_the_cpu(
     bundle: Bundle, decoder: Any, sampler: Sampler

@@ -13,7 +13,14 @@ import numpy as np
 import pytest
 
 from graphs.contract import Phase
-from runtime import Generator, RuntimeMissingError, cuda_requirements, devices, open_decoder
+from runtime import (
+    Generator,
+    RuntimeMissingError,
+    cuda_requirements,
+    devices,
+    open_decoder,
+    open_device,
+)
 from runtime.bundle import Bundle, load_bundle
 from runtime.cuda_captures import CAPTURES
 from runtime.device_memory import HostMemory
@@ -119,7 +126,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         return opener.packed_in_memory(graph)
 
     monkeypatch.setattr(devices, "require_cuda", lambda index: f"GPU {index}")
-    monkeypatch.setattr(open_decoder, "_memory", lambda device: Gpu())
+    monkeypatch.setattr(open_device, "_memory", lambda device: Gpu())
     monkeypatch.setattr(SessionOpener, "on_cuda", on_cuda)
     return opened
 
