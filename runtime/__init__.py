@@ -7,10 +7,12 @@ from runtime import samplers
 from runtime.errors import (
     BundleError,
     CacheMemoryError,
+    DeviceMemoryError,
     ForkedProcessError,
     GenerationCancelledError,
     GenerationTimeoutError,
     LogitsError,
+    NodePlacementError,
     RuntimeMissingError,
 )
 from runtime.generator import Generator
@@ -19,12 +21,14 @@ from runtime.results import GenerationResult
 __all__ = [
     "BundleError",
     "CacheMemoryError",
+    "DeviceMemoryError",
     "ForkedProcessError",
     "GenerationCancelledError",
     "GenerationResult",
     "GenerationTimeoutError",
     "Generator",
     "LogitsError",
+    "NodePlacementError",
     "RuntimeMissingError",
     "samplers",
 ]

@@ -265,6 +265,7 @@ class Generator:
             GenerationTimeoutError, GenerationCancelledError: if the timeout or `cancel` ended the call
                 before its texts were complete; `generate_results` gives what there was until then.
             CacheMemoryError: if the KV cache would not fit; see `Generator`.
+            DeviceMemoryError: if another process took a GPU's memory in the meantime.
             LogitsError: if the model gave logits that are NaN or infinite.
             ForkedProcessError: in a process forked from the one that made the generator.
         """
