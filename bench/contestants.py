@@ -51,7 +51,7 @@ def choose_contestants(
             f"--precision: there is no {unknown[0]!r}; choose among {', '.join(PRECISIONS)}"
         )
     if bundles is None:
-        made = [name for name in precisions if name in manifest.PRECISIONS]
+        made = [name for name in precisions if name in manifest.TARGET_PRECISIONS["cpu"]]
         ours = {bundle_system(name): temporary / f"bundle-{name}" for name in made}
     else:
         ours = name_bundles([Path(bundle) for bundle in bundles])

@@ -84,7 +84,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--verify",
         choices=("full", "run", "graph", "none"),
         help="full compares logits with Keras's; run tries the bundle in a process that maps its "
-        "weights; graph checks graphs and hashes (default: full up to 2 GiB of weights, else graph)",
+        "weights; graph checks graphs and hashes (default: full up to 2 GiB of weights, else "
+        "graph; graph for bf16, which no CPU runs)",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress and no summary")
     return parser

@@ -143,6 +143,11 @@ def export_bundle(
     progress = progress or Progress(quiet=True)
     precision, schemes = _check_choices(precision, target, prefill_precision, calibration)
     verify_as = None if verify is None else Verify(_check_choice("verify", verify, tuple(Verify)))
+    if precision == "bf16" and verify_as in (Verify.FULL, Verify.RUN):
+        raise ValueError(
+            f"verify={verify!r} runs the bundle on the CPU, which ONNX Runtime cannot do in bf16; use "
+            "'graph' or 'none', or export fp16"
+        )
     if isinstance(model, CausalLM):
         subject = _live_subject(model)
     else:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from collections import Counter
 from typing import NamedTuple
+from unittest.mock import patch
 
 import onnx
 
@@ -34,7 +36,12 @@ STEPS = ("write_weights", "write_bound_graph", "verify_graphs", "verify_logits")
 def run(*arguments):
     """The command's exit code, standard output and standard error."""
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    # The environment as it was: --quiet tells the hubs' clients by it, for good.
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        patch.dict(os.environ),
+    ):
         code = main([str(a) for a in arguments])
     return code, out.getvalue(), err.getvalue()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ def stub_cuda_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def stub_cuda(stub_cuda_path: Path) -> StubCuda:
     """One GPU of 1 MiB, nothing of it used."""
+    gc.collect()  # what tests before this one have left would be freed in the middle of it
     stub = StubCuda(stub_cuda_path)
     stub.reset()
     return stub
