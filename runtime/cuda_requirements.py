@@ -11,11 +11,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from runtime.cuda_library import INSUFFICIENT_DRIVER, NO_DEVICE, CudaError, CudaLibrary
+from runtime.devices import PROVIDERS
 from runtime.elf_file import needed_libraries
 from runtime.errors import RuntimeMissingError
 from runtime.onnx_runtime import ort
 
-CUDA_PROVIDER = "CUDAExecutionProvider"
 PROVIDER_FILE = "libonnxruntime_providers_cuda.so"
 DRIVER_FILE = "libcuda.so.1"
 INSTALL = "pip install 'opt-onnx[gpu]'"
@@ -56,10 +56,11 @@ def open_cuda_library() -> CudaLibrary:
             f"GPUs can be used on Linux, and this is {sys.platform}; on Windows, that is WSL 2"
         )
     available = ort.get_available_providers()
-    if CUDA_PROVIDER not in available:
+    provider = PROVIDERS["cuda"]
+    if provider not in available:
         raise RuntimeMissingError(
             f"the installed ONNX Runtime, {ort.__version__}, is not the one for NVIDIA GPUs: it has "
-            f"{', '.join(available)}, and no {CUDA_PROVIDER}. Both go to one folder, so replace it: "
+            f"{', '.join(available)}, and no {PROVIDERS['cuda']}. Both go to one folder, so replace it: "
             f"pip uninstall -y onnxruntime onnxruntime-gpu && {INSTALL}"
         )
     _preload_quietly()

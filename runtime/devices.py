@@ -8,12 +8,11 @@ import warnings
 from dataclasses import dataclass
 from typing import Literal
 
-from runtime.cuda_requirements import CUDA_PROVIDER, require_cuda
 from runtime.errors import RuntimeMissingError
 
 logger = logging.getLogger(__name__)
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": CUDA_PROVIDER}
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def choose_device(device: str, target: str, precision: str) -> Device:
                 f"device={device!r}: the bundle was exported for CPUs; export it with --target cuda, "
                 "or with --target portable in fp32"
             )
-        gpu = require_cuda(asked.index)
+        gpu = _require_cuda(asked.index)
         logger.info("device=%r is %s", device, gpu)
     elif precision == "bf16":
         raise ValueError(
@@ -96,7 +95,7 @@ def _automatic(target: str, precision: str) -> Device:
         return CPU
     device = Device("cuda")
     try:
-        gpu = require_cuda(device.index)
+        gpu = _require_cuda(device.index)
     except RuntimeMissingError as error:
         if precision == "bf16":  # there is no other
             raise
@@ -109,3 +108,10 @@ def _automatic(target: str, precision: str) -> Device:
         return CPU
     logger.info("device='auto' takes %s, %s", device.name, gpu)
     return device
+
+
+def _require_cuda(index: int) -> str:
+    # CPUs need nothing of it, and it takes milliseconds of every start.
+    from runtime.cuda_requirements import require_cuda
+
+    return require_cuda(index)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from runtime import Generator, RuntimeMissingError, cli, devices, open_device
+from runtime import Generator, RuntimeMissingError, cli, cuda_requirements, open_device
 from runtime.session_opener import SessionOpener
 from tests.runtime.test_open_decoder import Gpu
 
@@ -48,7 +48,7 @@ def test_auto_without_a_gpu_says_once_why(
     def refuse(index: int) -> str:
         raise RuntimeMissingError("there is none")
 
-    monkeypatch.setattr(devices, "require_cuda", refuse)
+    monkeypatch.setattr(cuda_requirements, "require_cuda", refuse)
     assert cli.main(arguments(cuda_bundle_folder)) == 0
     assert capsys.readouterr() == (f"{wanted}\n", f"{WARNING}: there is none\n")
     assert cli.main(arguments(cuda_bundle_folder, "--device", "cuda")) == 2
@@ -80,7 +80,7 @@ def test_the_gpu_that_is_taken_is_named(
         opened.append(settings)
         return opener.packed_in_memory(graph)
 
-    monkeypatch.setattr(devices, "require_cuda", lambda index: f"GPU {index}")
+    monkeypatch.setattr(cuda_requirements, "require_cuda", lambda index: f"GPU {index}")
     monkeypatch.setattr(open_device, "_memory", lambda device: Gpu())
     monkeypatch.setattr(SessionOpener, "on_cuda", on_cuda)
     assert cli.main(arguments(cuda_bundle_folder, *options)) == 0

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from runtime import RuntimeMissingError, cuda_requirements, devices
+from runtime import RuntimeMissingError, cuda_requirements
 from runtime.cuda_library import CudaLibrary
 from runtime.cuda_requirements import open_cuda_library, require_cuda
 from runtime.devices import CPU, Device, choose_device
@@ -34,7 +34,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         asked.append(index)
         return f"GPU {index}"
 
-    monkeypatch.setattr(devices, "require_cuda", require)
+    monkeypatch.setattr(cuda_requirements, "require_cuda", require)
     return asked
 
 
@@ -43,7 +43,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(index: int) -> str:
         raise RuntimeMissingError("there is none")
 
-    monkeypatch.setattr(devices, "require_cuda", refuse)
+    monkeypatch.setattr(cuda_requirements, "require_cuda", refuse)
 
 
 @pytest.mark.parametrize(

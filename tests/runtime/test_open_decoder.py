@@ -17,7 +17,6 @@ from runtime import (
     Generator,
     RuntimeMissingError,
     cuda_requirements,
-    devices,
     open_decoder,
     open_device,
 )
@@ -125,7 +124,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         opened.append({"graph": graph.name, "device": device.name, **options})
         return opener.packed_in_memory(graph)
 
-    monkeypatch.setattr(devices, "require_cuda", lambda index: f"GPU {index}")
+    monkeypatch.setattr(cuda_requirements, "require_cuda", lambda index: f"GPU {index}")
     monkeypatch.setattr(open_device, "_memory", lambda device: Gpu())
     monkeypatch.setattr(SessionOpener, "on_cuda", on_cuda)
     return opened
