@@ -60,7 +60,7 @@ def open_cuda_library() -> CudaLibrary:
     if provider not in available:
         raise RuntimeMissingError(
             f"the installed ONNX Runtime, {ort.__version__}, is not the one for NVIDIA GPUs: it has "
-            f"{', '.join(available)}, and no {PROVIDERS['cuda']}. Both go to one folder, so replace it: "
+            f"{', '.join(available)}, and no {provider}. Both go to one folder, so replace it: "
             f"pip uninstall -y onnxruntime onnxruntime-gpu && {INSTALL}"
         )
     _preload_quietly()
