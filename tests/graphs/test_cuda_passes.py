@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 
-for package in ("onnx", "onnx_ir", "onnxruntime", "tensorflow", "keras", "tf2onnx"):
+for package in ("ml_dtypes", "onnx", "onnx_ir", "onnxruntime", "tensorflow", "keras", "tf2onnx"):
     pytest.importorskip(package)
 
+import ml_dtypes  # noqa: E402
 import onnx_ir as ir  # noqa: E402
 
 from exporter.presets.table import BUILTIN_PRESETS  # noqa: E402
