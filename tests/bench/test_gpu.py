@@ -183,6 +183,7 @@ def report(folder, tmp_path_factory):
     return run.stdout, json.loads((path / "gpu.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.reference
 def test_all_steps_are_measured(report):
     _, values = report
@@ -197,6 +198,7 @@ def test_all_steps_are_measured(report):
     assert values["options"]["device"] == "cpu"
 
 
+@pytest.mark.slow
 @pytest.mark.reference
 def test_parity_with_transformers(report):
     _, values = report
@@ -213,6 +215,7 @@ def test_parity_with_transformers(report):
     assert (found["decode_batch"]["batch"], found["prefill"]["tokens"]) == (32, 128)
 
 
+@pytest.mark.slow
 @pytest.mark.reference
 def test_the_table_is_printed(report):
     table, _ = report
@@ -225,6 +228,7 @@ def test_the_table_is_printed(report):
     assert "On: card none, on the CPU, torch " in table
 
 
+@pytest.mark.slow
 @pytest.mark.reference
 def test_the_compiled_peer_gives_the_same_tokens(folder):
     from bench.gpu_peers import TransformersModel

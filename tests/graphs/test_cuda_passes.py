@@ -315,22 +315,23 @@ def test_codes_are_read_as_they_are_stored(
         assert_near(found, LARGEST["fp16"])
 
 
-# In the cut shape of the largest, a layer has a fifth of its weights; `slow` has it whole.
-SHAPES = {
-    "opt_125m": preset_shape("opt_125m_en", 2),
-    "opt_1.3b": preset_shape("opt_1.3b_en"),
-    "opt_2.7b": preset_shape("opt_2.7b_en"),
-    "opt_6.7b, a narrow feed-forward layer": preset_shape("opt_6.7b_en", intermediate_dim=1024),
-    "opt_6.7b": preset_shape("opt_6.7b_en"),
-}
+def toy_of(preset: str) -> ModelConfig:
+    """Two layers of a preset with four of its heads."""
+    width = 4 * BUILTIN_PRESETS[preset].config.head_dim
+    return preset_shape(preset, 2, num_heads=4, hidden_dim=width, intermediate_dim=4 * width)
+
+
+PUBLISHED = ["opt_125m_en", "opt_1.3b_en", "opt_2.7b_en", "opt_6.7b_en"]
+SHAPES = {f"{name}, four heads": toy_of(name) for name in PUBLISHED}
+WHOLE = {f"{name}, all heads": preset_shape(name) for name in PUBLISHED}
 PRESET_CALLS = [([0, 0, 0], [5, 3, 0]), ([4], [5]), ([3, 0, 11], [1, 1, 1])]
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "opt_6.7b")) for name in SHAPES]
+    "name", [*SHAPES, *(pytest.param(name, marks=pytest.mark.slow) for name in WHOLE)]
 )
 def test_every_preset_computes_what_float32_does(traced: Trace, name: str, tmp_path: Path) -> None:
-    model = traced(SHAPES[name])
+    model = traced((SHAPES | WHOLE)[name])
     source = RandomWeights(model.weight_shapes)
     for precision in ("fp16", "int4"):
         calls = compare(model, precision, tmp_path, rounding=False, source=source, calls=PRESET_CALLS)
