@@ -22,7 +22,6 @@ TARGET_PRECISIONS = {
     "cuda": ("fp16", "bf16", "int8", "int4"),
 }
 TARGETS = tuple(TARGET_PRECISIONS)
-HALVES = ("fp16", "bf16")  # of these, GPUs alone
 PRECISIONS = tuple(dict.fromkeys(name for names in TARGET_PRECISIONS.values() for name in names))
 CACHE_DTYPES = tuple(CACHE_BYTES)
 # Of the files that are read whole; the largest that are known take a twentieth of it.
@@ -288,8 +287,9 @@ def _parse(values: dict[str, Any]) -> Manifest:
 def _check_target(values: Mapping[str, Any]) -> None:
     """What follows from the target is said twice in a manifest, and must be the same."""
     target, precision = values["target"], values["precision"]
-    # Of CPUs any may be there: `bench.dynamic_int8` makes portable bundles in int8.
-    if (target == "cuda" or precision in HALVES) and precision not in TARGET_PRECISIONS[target]:
+    # Plain ONNX may be in any precision of CPUs, of which the exporter makes one.
+    known = TARGET_PRECISIONS["cuda" if target == "cuda" else "cpu"]
+    if precision not in known:
         raise ManifestError(f"target {target!r} has no precision {precision!r}")
     for name, wanted in (
         ("contract_revision", target_revision(target)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ def cache_bytes(config: ModelConfig, batch: int, capacity: int, dtype: str) -> i
     return config.cache_bytes(batch, capacity + SPARE_SLOTS, CACHE_BYTES[dtype])
 
 
-class RowCache:
+class RowCache(ABC):
     """What caches have in common: rows of tokens, which may be forgotten and copied.
 
     Args:
@@ -90,9 +91,9 @@ class RowCache:
             self._copy_slots(source, rows, targets, first, last)
         self.lengths[targets] = source.lengths[rows]
 
+    @abstractmethod
     def _copy_slots(self, source: Any, rows: Rows, targets: Rows, first: int, last: int) -> None:
         """Copies slots from `first` to before `last`; rows of one cache may trade places."""
-        raise NotImplementedError
 
     def reorder(self, rows: Rows, first: int = 0) -> None:
         """Makes row i a copy of what row `rows[i]` was; rows that stay are not touched."""

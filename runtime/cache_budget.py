@@ -83,16 +83,15 @@ class CacheBudget:
             CacheMemoryError: if it does not; nothing has been allocated then.
         """
         dtype = getattr(decoder, "cache_dtype", "float32")
-        needed = cache_bytes(decoder.config, batch, capacity, dtype)
         token_bytes = decoder.config.cache_bytes(1, 1, CACHE_BYTES[dtype])
-        demand = None
         with self._lock:
             if isinstance(decoder, DeviceCacheDecoder):
                 demand = decoder.cache_demand(batch, capacity)
                 needed = demand.cache_bytes
-            problem = self._over_limit(needed) or (
-                self._over_memory(needed) if demand is None else _over_demand(demand)
-            )
+                problem = self._over_limit(needed) or _over_demand(demand)
+            else:
+                needed = cache_bytes(decoder.config, batch, capacity, dtype)
+                problem = self._over_limit(needed) or self._over_memory(needed)
             if problem is not None:
                 allowed, reason = problem
                 raise CacheMemoryError(

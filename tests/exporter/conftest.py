@@ -383,3 +383,13 @@ def toy_bundle_of_ours(quick_tracing, toy_preset, tmp_path_factory):
 def old_bundle(toy_bundle_of_ours, tmp_path):
     """A bundle that stands where an export is to go."""
     return shutil.copytree(toy_bundle_of_ours.folder, tmp_path / "bundle")
+
+
+@pytest.fixture
+def nothing_is_traced(monkeypatch):
+    """What cannot be done is said before there is work."""
+
+    def never(*_):
+        raise AssertionError("nothing may be traced")
+
+    monkeypatch.setattr(importlib.import_module("exporter.export"), "trace", never)

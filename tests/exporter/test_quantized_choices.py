@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from exporter import OPTBackbone, OPTCausalLM, export, export_bundle
+from exporter import OPTBackbone, OPTCausalLM, export_bundle
 from exporter.cli import main
 from exporter.errors import ExportError
 from graphs.manifest import read_manifest
@@ -20,16 +20,6 @@ from tests.exporter.export_helpers import fails, run, stored_tensors
 pytestmark = pytest.mark.usefixtures("quick_tracing")
 
 TEXT = "The quick brown fox imports what the other foxes read. " * 4
-
-
-@pytest.fixture
-def nothing_is_traced(monkeypatch):
-    """What cannot be done is said before there is work."""
-
-    def never(*_):
-        raise AssertionError("nothing may be traced")
-
-    monkeypatch.setattr(export, "trace", never)
 
 
 # === What does not fit ===

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from exporter import OPTBackbone, OPTCausalLM, export, export_bundle
+from exporter import OPTBackbone, OPTCausalLM, export_bundle
 from exporter.errors import ExportError
 from exporter.presets.folder import read_preset
 from exporter.quantization.int4 import quantize_blocks
@@ -248,16 +248,6 @@ def test_bf16_cannot_be_run_on_a_cpu(toy_preset, tmp_path):
 
 
 # === What is refused ===
-
-
-@pytest.fixture
-def nothing_is_traced(monkeypatch):
-    """What cannot be done is said before there is work."""
-
-    def never(*_):
-        raise AssertionError("nothing may be traced")
-
-    monkeypatch.setattr(export, "trace", never)
 
 
 CHOICES = {

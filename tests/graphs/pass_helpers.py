@@ -130,6 +130,14 @@ def edited(text: str, edits: list[tuple[str, str]]) -> str:
 # === Traced graphs ===
 
 
+def other_hidden_states(program: Program) -> None:
+    """Has another operator than Reshape give the hidden states."""
+    hidden = next(value for value in program.graph.outputs if value.name == "hidden_states")
+    node = hidden.producer()
+    assert node is not None
+    node.op_type = "Expand"
+
+
 @dataclass
 class TracedModel:
     """A graph as an export traces it, which can be rewritten any number of times."""

@@ -27,6 +27,7 @@ from tests.graphs.pass_helpers import (  # noqa: E402
     assert_same,
     node_list,
     ops,
+    other_hidden_states,
     readable,
     trace_model,
     with_weights,
@@ -134,13 +135,6 @@ def other_last_tokens(program: Program) -> None:
         if node.op_type == "Gather" and program.name_of(node.inputs[0]) is None
     )
     node.op_type = "GatherND"
-
-
-def other_hidden_states(program: Program) -> None:
-    hidden = next(value for value in program.graph.outputs if value.name == "hidden_states")
-    node = hidden.producer()
-    assert node is not None
-    node.op_type = "Expand"
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from tests.graphs.pass_helpers import (  # noqa: E402
     contract_inputs,
     node_list,
     ops,
+    other_hidden_states,
     readable,
     run_model,
     trace_model,
@@ -124,13 +125,6 @@ def computed_positions(program: Program) -> None:
     other = ir.node("Abs", [table])
     program.graph.insert_before(gather, [other])
     gather.replace_input_with(0, other.outputs[0])
-
-
-def other_hidden_states(program: Program) -> None:
-    hidden = next(value for value in program.graph.outputs if value.name == "hidden_states")
-    node = hidden.producer()
-    assert node is not None
-    node.op_type = "Expand"
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from runtime.device_session import DeviceDecoder
 from runtime.session_opener import SessionOpener
 from tests.runtime.stub_cuda import StubCuda
 from tests.runtime.test_session import RAGGED, append, logits_alone, random_rows
-from tests.runtime.toy import CASES, HIDDEN, HIDDEN_STATES, POSITIONS, VOCABULARY
+from tests.runtime.toy import CASES, HIDDEN, HIDDEN_STATES, POSITIONS, VOCABULARY, ragged_pieces
 
 KINDS = ["fp16", "fp16 in pieces", "fp32 of revision 1", "fp32 of revision 1 in pieces", "fp16 on CUDA"]
 
@@ -114,15 +114,11 @@ def test_ragged_pieces_equal_whole_rows(
 ) -> None:
     rows = random_rows([n + sum(piece[i] for piece in pieces) for i, n in enumerate(prompts)])
     cache = decoder.new_cache(len(rows), capacity)
-    append(decoder, cache, [row[:n] for row, n in zip(rows, prompts, strict=True)])
-    done = list(prompts)
-    for piece in pieces:
-        new = [row[at : at + n] for row, at, n in zip(rows, done, piece, strict=True)]
+    for new, done in ragged_pieces(rows, [prompts, *pieces]):
         logits = append(decoder, cache, new)
-        done = [at + n for at, n in zip(done, piece, strict=True)]
         assert cache.lengths.tolist() == done
-        for i, n in enumerate(piece):
-            if n:
+        for i, row in enumerate(new):
+            if row:
                 close(logits[i], logits_alone(decoder, rows[i][: done[i]]))
 
 

@@ -24,7 +24,7 @@ from runtime.open_decoder import open_decoder
 from runtime.samplers import RandomSampler, Sampler, TopKSampler, TopPSampler
 from tests.runtime.test_device_texts import SAMPLERS, TEXTS, texts
 from tests.runtime.test_session import RAGGED, append, logits_alone, random_rows
-from tests.runtime.toy import CASES, HIDDEN_STATES, POSITIONS
+from tests.runtime.toy import CASES, HIDDEN_STATES, POSITIONS, ragged_pieces
 
 pytestmark = pytest.mark.gpu
 SLACK = 4 << 20  # of the GPU's memory, in what other processes and the driver take and give
@@ -103,14 +103,11 @@ def test_ragged_pieces_equal_whole_rows(
     monkeypatch.setattr(device_session, "RUN_TOKENS", run_tokens)
     rows = random_rows([n + sum(piece[i] for piece in pieces) for i, n in enumerate(prompts)])
     cache = gpu_decoder.new_cache(len(rows), capacity)
-    append(gpu_decoder, cache, [row[:n] for row, n in zip(rows, prompts, strict=True)])
-    done = list(prompts)
-    for piece in pieces:
-        new = [row[at : at + n] for row, at, n in zip(rows, done, piece, strict=True)]
+    for new, done in ragged_pieces(rows, [prompts, *pieces]):
         logits = append(gpu_decoder, cache, new)
-        done = [at + n for at, n in zip(done, piece, strict=True)]
-        for i, n in enumerate(piece):
-            if n:
+        assert cache.lengths.tolist() == done
+        for i, row in enumerate(new):
+            if row:
                 assert_near(logits[i], logits_alone(gpu_decoder, rows[i][: done[i]]))
 
 

@@ -21,6 +21,7 @@ from tests.runtime.toy import (
     approve,
     edit_manifest,
     flip_byte,
+    ragged_pieces,
 )
 
 # Logits of the toy model have a standard deviation of about 2; float32 rounds at about 1e-6.
@@ -158,15 +159,11 @@ def test_ragged_pieces_equal_whole_rows(
 ) -> None:
     rows = random_rows([n + sum(piece[i] for piece in pieces) for i, n in enumerate(prompts)])
     cache = decoder.new_cache(len(rows), capacity)
-    logits = append(decoder, cache, [row[:n] for row, n in zip(rows, prompts, strict=True)])
-    done = list(prompts)
-    for piece in pieces:
-        new = [row[at : at + n] for row, at, n in zip(rows, done, piece, strict=True)]
+    for new, done in ragged_pieces(rows, [prompts, *pieces]):
         logits = append(decoder, cache, new)
-        done = [at + n for at, n in zip(done, piece, strict=True)]
         assert cache.lengths.tolist() == done
-        for i, n in enumerate(piece):
-            if n:
+        for i, row in enumerate(new):
+            if row:
                 assert_close(logits[i], logits_alone(decoder, rows[i][: done[i]]))
 
 

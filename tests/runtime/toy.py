@@ -90,3 +90,14 @@ def approve(folder: Path, name: str) -> None:
         entry["sha256"] = hash_file(folder / name)
 
     edit_manifest(folder, edit)
+
+
+def ragged_pieces(
+    rows: Sequence[Sequence[int]], pieces: Sequence[Sequence[int]]
+) -> Iterator[tuple[list[list[int]], list[int]]]:
+    """The tokens that each row gets in each piece, and how many it has then."""
+    done = [0] * len(rows)
+    for piece in pieces:
+        new = [list(row[at : at + n]) for row, at, n in zip(rows, done, piece, strict=True)]
+        done = [at + n for at, n in zip(done, piece, strict=True)]
+        yield new, done
