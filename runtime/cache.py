@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -109,18 +110,26 @@ class KVCache(RowCache):
         batch: rows.
         capacity: tokens that a row has room for.
         dtype: NumPy dtype of the entries.
+        zeros: what makes arrays of zeros, from a shape and a dtype.
 
     Attributes:
         layers: key and value buffers [batch, heads, capacity + 1, head_dim] of each layer.
     """
 
-    def __init__(self, config: ModelConfig, batch: int, capacity: int, dtype: str) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        batch: int,
+        capacity: int,
+        dtype: str,
+        zeros: Callable[[tuple[int, ...], str], NDArray[np.generic]] = np.zeros,
+    ) -> None:
         super().__init__(batch, capacity)
         sizes = {"batch": batch, "capacity": capacity + SPARE_SLOTS}
         shape = tuple(sizes[d] if isinstance(d, str) else d for d in cache_shape(config))
         # Zeros, because masked slots are multiplied by zero and must not hold NaN. One array, because
         # NumPy asks for huge pages where one is large enough: fewer faults, fewer misses.
-        buffers = np.zeros((config.num_layers, 2, *shape), dtype)
+        buffers = zeros((config.num_layers, 2, *shape), dtype)
         self.layers: list[tuple[NDArray[np.generic], NDArray[np.generic]]] = [
             (keys, values) for keys, values in buffers
         ]

@@ -46,6 +46,15 @@ class DeviceCacheDecoder(Protocol):
         """What a cache of `batch` rows with room for `capacity` tokens each would take."""
 
 
+@runtime_checkable
+class KeepingDecoder(Protocol):
+    """A decoder that keeps the memory of a cache for the next one."""
+
+    @property
+    def idle_bytes(self) -> int:
+        """Bytes that are kept and in no cache."""
+
+
 class CacheBudget:
     """What the caches of one generator may take together, over all calls in flight.
 
@@ -91,7 +100,8 @@ class CacheBudget:
                 problem = self._over_limit(needed) or _over_demand(demand)
             else:
                 needed = cache_bytes(decoder.config, batch, capacity, dtype)
-                problem = self._over_limit(needed) or self._over_memory(needed)
+                idle = decoder.idle_bytes if isinstance(decoder, KeepingDecoder) else 0
+                problem = self._over_limit(needed) or self._over_memory(needed, idle)
             if problem is not None:
                 allowed, reason = problem
                 raise CacheMemoryError(
@@ -115,13 +125,21 @@ class CacheBudget:
         reason = f"max_cache_bytes is {format_bytes(self._limit)}"
         return self._limit - used, f"{reason} and calls in flight use {format_bytes(used)}"
 
-    def _over_memory(self, needed: int) -> tuple[int, str] | None:
-        """What is left of the machine's memory, and why, where that is not enough."""
+    def _over_memory(self, needed: int, idle: int) -> tuple[int, str] | None:
+        """What is left of the machine's memory, and why, where that is not enough.
+
+        Args:
+            needed: bytes of the cache.
+            idle: bytes that this process has and may take for it.
+        """
         if needed < SMALL_BYTES:
             return None
         available = available_memory_bytes()
         promised = sum(_unfilled(cache, size) for cache, size in self._caches.items())
-        if available is None or needed + promised <= available:
+        if available is None:
+            return None
+        available += idle
+        if needed + promised <= available:
             return None
         reason = f"{format_bytes(available)} of memory are available"
         return max(0, available - promised), (

@@ -2,16 +2,93 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
+from queue import SimpleQueue
 
 POLL_SECONDS = 0.05  # how often the reasons to end are looked at
+
+
+class _Helper(threading.Thread):
+    """Runs one thing after another, and waits among the idle ones in between.
+
+    The C library gives each new thread memory of its own, so that a thread for each run would ask the
+    system for all of a run's memory anew: a third of the time of a long prompt.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(name="interruptible runs", daemon=True)
+        self._work: SimpleQueue[Callable[[], object]] = SimpleQueue()
+
+    def run(self) -> None:
+        while True:
+            self._work.get()()
+            _IDLE.append(self)
+
+    def give(self, work: Callable[[], object]) -> None:
+        """Has this thread do something that raises nothing."""
+        self._work.put(work)
+
+
+_IDLE: list[_Helper] = []  # taken and given back by single operations, which need no lock
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_IDLE.clear)  # threads do not live on there
+
+
+def _take_helper() -> _Helper:
+    try:
+        return _IDLE.pop()
+    except IndexError:
+        helper = _Helper()
+        helper.start()
+        return helper
+
+
+class _Run:
+    """A run and how far it is."""
+
+    def __init__(self, run: Callable[[], object]) -> None:
+        self.ended = threading.Event()
+        self.failure: BaseException | None = None
+        self._run = run
+        self._lock = threading.Lock()
+        self._started = self._dropped = False
+
+    def work(self) -> None:
+        """The run itself, unless it was dropped before; for the helper."""
+        with self._lock:
+            self._started = not self._dropped
+        try:
+            if self._started:
+                self._run()
+        except BaseException as error:
+            self.failure = error
+        finally:
+            del self._run  # what it refers to is the caller's, not an idle thread's
+            self.ended.set()
+
+    def drop(self) -> None:
+        """Waits for the end, whatever signals come, or sees to it that the run does not start.
+
+        The run writes to buffers that live as long as the caller.
+        """
+        while True:
+            try:
+                with self._lock:
+                    self._dropped = True
+                if self._started:
+                    self.ended.wait()
+                return
+            except BaseException:  # a second Ctrl-C; the first is on its way
+                continue
 
 
 def run_interruptibly(
     run: Callable[[], object], terminate: Callable[[], object], check: Callable[[], object]
 ) -> None:
-    """Runs native code in a thread of its own, while this one stays open to signals.
+    """Runs native code in another thread, while this one stays open to signals.
 
     Python calls signal handlers, Ctrl-C's among them, between two instructions of the main thread, so
     not as long as that one is inside of native code.
@@ -24,35 +101,16 @@ def run_interruptibly(
     Raises:
         What `run` raises, or what `check` or a signal handler raised, once `run` has ended.
     """
-    ended = threading.Event()
-    failure: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            run()
-        except BaseException as error:
-            failure.append(error)
-        finally:
-            ended.set()
-
-    thread = threading.Thread(target=work, name="interruptible run", daemon=True)
+    state = _Run(run)
     try:
-        thread.start()
-        while not ended.wait(POLL_SECONDS):
+        _take_helper().give(state.work)
+        while not state.ended.wait(POLL_SECONDS):
             check()
     except BaseException:
-        terminate()
-        _await_end(thread, ended)
-        raise
-    _await_end(thread, ended)
-    if failure:
-        raise failure.pop()
-
-
-def _await_end(thread: threading.Thread, ended: threading.Event) -> None:
-    """Waits whatever signals come: the run writes to buffers that live as long as the caller."""
-    while thread.ident is not None and not ended.is_set():
         try:
-            ended.wait()
-        except BaseException:  # a second Ctrl-C; the first is on its way
-            continue
+            terminate()
+        finally:  # a second Ctrl-C may come here
+            state.drop()
+        raise
+    if state.failure is not None:
+        raise state.failure

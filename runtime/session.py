@@ -25,6 +25,7 @@ from runtime.decoder import IntArray, StepOutput
 from runtime.devices import CPU
 from runtime.forked_process import keep_in_children
 from runtime.interruptible_run import run_interruptibly
+from runtime.kept_memory import KeptMemory
 from runtime.onnx_runtime import ort
 from runtime.session_opener import SessionOpener, check_threads
 
@@ -38,7 +39,8 @@ class BoundCache(KVCache):
     """A KV cache that is bound to both graphs, with the buffers of a decode step."""
 
     def __init__(self, decoder: SessionDecoder, batch: int, capacity: int) -> None:
-        super().__init__(decoder.config, batch, capacity, decoder.cache_dtype)
+        zeros = decoder.memory.zeros
+        super().__init__(decoder.config, batch, capacity, decoder.cache_dtype, zeros)
         self.decode_ids = np.zeros((batch, 1), np.int64)
         self.new_lengths = np.zeros(batch, np.int32)
         # Zeros, so that rows which have had no token yet do not show what the memory held before.
@@ -101,8 +103,14 @@ class SessionDecoder:
         self._sessions = {phase: sessions[graph] for phase, graph in graphs.items()}
         for session in sessions.values():
             keep_in_children(session)
+        self.memory = KeptMemory()
         self._weights = self.config.num_parameters
         self._check: Callable[[], object] | None = None
+
+    @property
+    def idle_bytes(self) -> int:
+        """Bytes of memory that are kept for the next cache and in none."""
+        return self.memory.idle_bytes
 
     def interruptible(self, check: Callable[[], object]) -> Self:
         """The same model, whose long runs call `check` often and end with what that raises.

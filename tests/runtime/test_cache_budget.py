@@ -157,9 +157,13 @@ def test_a_stream_that_is_never_begun_holds_no_cache(make: Any) -> None:
 # === The machine's memory ===
 
 
-def test_a_cache_beyond_the_free_memory_is_refused(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_beyond_the_free_memory_is_refused(
+    make: Any, decoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cache_budget, "SMALL_BYTES", 1000)
-    monkeypatch.setattr(cache_budget, "available_memory_bytes", lambda: cache_size(1, 30))
+    monkeypatch.setattr(
+        cache_budget, "available_memory_bytes", lambda: cache_size(1, 30) - decoder.idle_bytes
+    )
     generator = make(None)
     generator.generate("ab", max_length=30)
     with pytest.raises(
