@@ -60,7 +60,7 @@ OPERATORS: dict[tuple[str, str], frozenset[str]] = {
         (FUSED, "GroupQueryAttention", "do_rotary kv_num_heads num_heads scale"),
         (FUSED, "MatMulIntegerToFloat", ""),
         (FUSED, "MatMulNBits", "K N accuracy_level bits block_size"),
-        (FUSED, "QGemm", "transB"),
+        (FUSED, "QGemm", ""),
         (FUSED, "SkipLayerNormalization", "epsilon"),
         # Of the bundles that `bench.dynamic_int8` makes for comparison.
         (STANDARD, "DequantizeLinear", ""),

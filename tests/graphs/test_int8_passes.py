@@ -209,7 +209,7 @@ def test_a_tied_table_is_stored_once() -> None:
     """Its rows and the head's inputs are multiplied with the same factors."""
     program = parse_named(TABLES, {"table"}, CONFIG)
     assert quantize_tables_int8(program) == 2
-    nodes = {"Gather": 2, "Cast": 1, "Mul": 3, "QuantizeLinear": 1, "QGemm": 1}
+    nodes = {"Gather": 2, "Cast": 1, "Mul": 3, "QuantizeLinear": 1, "Transpose": 1, "QGemm": 1}
     assert ops(program.graph) == nodes
     assert program.views == {
         f"{TABLE}.int8.rows": f"{TABLE}.int8",
