@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import warnings
 from dataclasses import dataclass
 from typing import Literal
 
 from runtime.errors import RuntimeMissingError
-
-logger = logging.getLogger(__name__)
+from runtime.log import tell
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -67,7 +65,7 @@ def choose_device(device: str, target: str, precision: str) -> Device:
                 "or with --target portable in fp32"
             )
         gpu = _require_cuda(asked.index)
-        logger.info("device=%r is %s", device, gpu)
+        tell(f"device={device!r} is {gpu}")
     elif precision == "bf16":
         raise ValueError(
             f"device={device!r}: the bundle is in bf16, and ONNX Runtime has no bfloat16 kernels for "
@@ -106,7 +104,7 @@ def _automatic(target: str, precision: str) -> Device:
             stacklevel=3,
         )
         return CPU
-    logger.info("device='auto' takes %s, %s", device.name, gpu)
+    tell(f"device='auto' takes {device.name}, {gpu}")
     return device
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import stat
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -120,17 +119,14 @@ class PackFolder:
         temporary = self.folder / f"{BUILDING}{target.name}"
         temporary.mkdir()
 
-        def remove() -> None:
-            shutil.rmtree(temporary, ignore_errors=True)
-
         try:
-            with undone_when_ended(remove):
+            with undone_when_ended(lambda: _remove(temporary)):
                 write(temporary)
                 self._write_info(temporary, key)
                 with committing():
                     temporary.rename(target)
         finally:
-            remove()
+            _remove(temporary)
         sync(self.folder)
 
     def remove(self, key: PackKey) -> None:
@@ -249,6 +245,8 @@ def _is_folder(path: Path) -> bool:
 
 
 def _remove(folder: Path) -> None:
+    import shutil  # not at every start
+
     # What is left where a file is held open is no whole pack and goes the next time.
     shutil.rmtree(folder, ignore_errors=True)
 

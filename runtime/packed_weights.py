@@ -13,9 +13,7 @@ it is made and where a bundle is loaded with `verify=True`.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
-import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,14 +23,15 @@ from graphs.manifest import FileEntry, ManifestError, read_manifest
 from runtime.bundle import Bundle
 from runtime.cpu_features import cpu_features
 from runtime.errors import BundleError
+from runtime.log import tell
 from runtime.pack_folder import FORMAT, MODEL_FILE, PackFolder, PackKey
 from runtime.user_secret import UserSecret
 
-# ONNX Runtime saves the original weights beside the packed ones, which may be padded.
-DISK_FACTOR = 2.1
+# ONNX Runtime saves the original weights beside the packed ones, which may be padded; a table that is
+# both looked up and multiplied with is there three times.
+DISK_FACTOR = 2.3
 
 _Session = TypeVar("_Session")
-_logger = logging.getLogger("runtime")
 
 
 class PackError(Exception):
@@ -133,7 +132,7 @@ class PackedWeights:
     def _make(self, place: PackFolder, graph: FileEntry) -> Path:
         key = self._keys[graph]
         try:
-            with place.locked(on_wait=lambda: _logger.info("Waiting for packed weights ...")):
+            with place.locked(on_wait=lambda: tell("Waiting for packed weights ...")):
                 if not place.holds(key, verify=self._bundle.verified):
                     place.remove(key)
                     place.remove_stale(self._keys.values())
@@ -148,6 +147,8 @@ class PackedWeights:
         return place.path(key) / MODEL_FILE
 
     def _check_room(self, place: PackFolder, graph: FileEntry) -> None:
+        import shutil  # not at every start
+
         free = shutil.disk_usage(place.folder).free
         if free < self._needed(graph):
             raise OSError(f"only {_in_words(free)} are free")
@@ -164,7 +165,7 @@ class PackedWeights:
 
     def _write_into(self, folder: Path, graph: FileEntry) -> None:
         size = _in_words(self._bundle.manifest.weights.size)
-        _logger.info("Packing weights for this CPU (once): %s ...", size)
+        tell(f"Packing weights for this CPU (once): {size} ...")
         self._write(self._bundle.folder / graph.name, folder)
         # The hashes in the key are the manifest's: they must still be those of what was read.
         if read_manifest(self._bundle.folder) != self._bundle.manifest:

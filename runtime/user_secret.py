@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import hmac
 import os
-import secrets
 import stat
 import sys
 from pathlib import Path
@@ -63,12 +62,12 @@ def _read(path: Path) -> bytes:
 
 def _make(path: Path) -> None:
     """Writes a new secret, whole from the moment that it has its name; an old one stays."""
-    temporary = path.with_name(f".{SECRET_FILE}-{secrets.token_hex(8)}")
+    temporary = path.with_name(f".{SECRET_FILE}-{os.urandom(8).hex()}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     descriptor = os.open(temporary, flags, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(SECRET_BYTES))
+            file.write(os.urandom(SECRET_BYTES))
             file.flush()
             os.fsync(descriptor)
         with contextlib.suppress(FileExistsError):
