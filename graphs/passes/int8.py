@@ -76,8 +76,8 @@ def _replace_head(program: Program, weight: str, inputs: ir.Value, output: ir.Va
     table = Int8Matrix.of(weight, (config.vocabulary_size, config.embedding_width), outputs_axis=0)
     smooth = ir.node("Mul", [inputs, program.stored(head_factors(weight, config.embedding_width))])
     quantize = _quantized(program, smooth.outputs[0], table)
-    # ONNX Runtime transposes once, when it makes the pack. With transB each start would, as it packs once
-    # more to find what it saved: three times as long.
+    # ONNX Runtime transposes once, when it makes the pack. With transB each start would, as each packs
+    # once more to find what was saved: three times as long.
     by_inputs = ir.node("Transpose", [program.stored(table.codes)], {"perm": [1, 0]})
     # The operator wants as many zero points as there are scales.
     zeros = np.zeros(config.vocabulary_size, np.int8)
