@@ -15,7 +15,7 @@ from graphs.manifest import Manifest
 from graphs.versions import package_versions
 from runtime.bundle import load_bundle
 from runtime.decoder import Decoder
-from runtime.memory import ResidentMemory, peak_memory_bytes, resident_memory
+from runtime.system.memory import ResidentMemory, peak_memory_bytes, resident_memory
 
 PACKAGES = ("opt-onnx", "onnxruntime", "onnxruntime-gpu", "numpy", "tokenizers")
 

@@ -18,7 +18,7 @@ from exporter.presets.table import BUILTIN_PRESETS
 from exporter.tracing import build_weightless_backbone, trace
 from graphs.contract import Phase
 from graphs.passes import rewrite
-from runtime.memory import peak_memory_bytes
+from runtime.system.memory import peak_memory_bytes
 
 MEGABYTE = 1e6
 

@@ -111,7 +111,7 @@ def packed_text(preset: str, length: int) -> tuple[Any, Any]:
     from exporter.presets.corpus import split_documents
     from exporter.presets.folder import read_preset
     from exporter.presets.text_rows import pack_rows
-    from runtime.tokenizer import Tokenizer
+    from runtime.tokenization.tokenizer import Tokenizer
 
     folder = read_preset(Path(preset))
     if folder.tokenizer_files is None:

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from exporter.errors import ExportError
 from graphs.manifest import MANIFEST_FILE
-from runtime.file_lock import LockHeldError, passing_lock
-from runtime.interrupts import committing, undone_when_ended
+from runtime.system.file_lock import LockHeldError, passing_lock
+from runtime.system.interrupts import committing, undone_when_ended
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)

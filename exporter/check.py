@@ -14,7 +14,7 @@ from graphs.manifest import MANIFEST_FILE, Manifest, ManifestError, read_manifes
 from graphs.plain_files import hash_file
 from runtime.bundle import Bundle, load_bundle
 from runtime.errors import BundleError
-from runtime.pack_folder import BUILDING, LOCK_FILE, check_pack
+from runtime.packs.pack_folder import BUILDING, LOCK_FILE, check_pack
 
 PACKED = "packed"
 COPY_AGAIN = "copy the bundle again from where it came, or export it again"

@@ -55,9 +55,9 @@ from graphs.program import Program
 from graphs.quantization import Scheme, block_size, phase_schemes
 from graphs.versions import package_versions
 from runtime import samplers
-from runtime.memory import peak_memory_bytes
 from runtime.samplers import Sampler
-from runtime.tokenizer import Tokenizer
+from runtime.system.memory import peak_memory_bytes
+from runtime.tokenization.tokenizer import Tokenizer
 
 WEIGHTS_FILE = "weights.bin"
 GRAPH_BYTES_PER_LAYER = 40_000  # both graphs together, generously

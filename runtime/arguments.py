@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from graphs.contract import ModelConfig
-from runtime.tokenizer import Tokenizer
+from runtime.tokenization.tokenizer import Tokenizer
 
 StopTokenIds = Literal["auto"] | Sequence[int] | None
 

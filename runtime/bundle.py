@@ -15,8 +15,8 @@ from runtime.errors import BundleError
 from runtime.graph_file import GraphLimits, check_graph_file
 from runtime.samplers import BeamSampler, ContrastiveSampler, Sampler
 from runtime.samplers import get as get_sampler
-from runtime.tokenizer import Tokenizer
-from runtime.tokenizer_pipeline import Pipeline, check_file_names, read_files
+from runtime.tokenization.pipeline import Pipeline, check_file_names, read_files
+from runtime.tokenization.tokenizer import Tokenizer
 from runtime.wire_format import GraphFileError
 
 MAX_ROWS = 256  # of one prompt that a bundle's own sampler may ask for: each has a cache

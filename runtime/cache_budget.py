@@ -10,11 +10,11 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from graphs.contract import CACHE_BYTES
-from runtime.available_memory import available_memory_bytes
 from runtime.cache import cache_bytes
 from runtime.decoder import Decoder
 from runtime.errors import CacheMemoryError
 from runtime.sizes import format_bytes
+from runtime.system.available_memory import available_memory_bytes
 
 # A cache below this is taken without a look at the machine's memory, which costs a third of a
 # millisecond.

@@ -13,7 +13,7 @@ from runtime.cache_budget import CacheBudget
 from runtime.call_limits import CallLimits
 from runtime.decoder import BestLogits, Decoder, IntArray, StepOutput
 from runtime.errors import LogitsError
-from runtime.forked_process import check_process
+from runtime.system.forked_process import check_process
 
 
 @runtime_checkable

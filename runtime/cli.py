@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from runtime.command import run_command
-from runtime.interrupts import undone_when_ended
 from runtime.sampler_options import (
     SAMPLERS_HELP,
     add_sampler_options,
@@ -24,6 +23,7 @@ from runtime.sampler_options import (
 )
 from runtime.samplers import BeamSampler
 from runtime.sizes import parse_bytes
+from runtime.system.interrupts import undone_when_ended
 
 if TYPE_CHECKING:
     from runtime.generator import Generator

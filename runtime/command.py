@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from runtime.interrupts import Watch
+from runtime.system.interrupts import Watch
 
 USAGE_ERROR = 2
 

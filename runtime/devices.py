@@ -110,6 +110,6 @@ def _automatic(target: str, precision: str) -> Device:
 
 def _require_cuda(index: int) -> str:
     # CPUs need nothing of it, and it takes milliseconds of every start.
-    from runtime.cuda_requirements import require_cuda
+    from runtime.gpu.requirements import require_cuda
 
     return require_cuda(index)

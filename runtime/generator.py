@@ -22,7 +22,6 @@ from runtime.call import Call
 from runtime.call_decoder import CallDecoder
 from runtime.call_limits import CallLimits, CancelEvent
 from runtime.decoder import Decoder
-from runtime.forked_process import check_process
 from runtime.generation import RowRequest, Run
 from runtime.inputs import (
     Batch,
@@ -35,7 +34,8 @@ from runtime.inputs import (
 from runtime.outputs import give_results, give_texts, give_tokens, join
 from runtime.results import GenerationResult
 from runtime.samplers import Sampler
-from runtime.tokenizer import StreamDecoder, Tokenizer
+from runtime.system.forked_process import check_process
+from runtime.tokenization.tokenizer import StreamDecoder, Tokenizer
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from runtime.devices import choose_device
 from runtime.session import SessionDecoder
 
 if TYPE_CHECKING:
-    from runtime.device_session import DeviceDecoder
+    from runtime.gpu.session import DeviceDecoder
 
 
 def open_decoder(
@@ -57,7 +57,7 @@ def open_decoder(
             bundle, threads, packed_weights=packed_weights, independent_rows=independent_rows
         )
     # Not at every start: CPUs need nothing of it.
-    from runtime.open_device import open_on_device
+    from runtime.gpu.open_device import open_on_device
 
     return open_on_device(
         bundle,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from runtime.generation import Row, Run
 from runtime.inputs import PADDING_MASK, TOKEN_IDS, TokenBatch
 from runtime.results import Beam, GenerationResult
-from runtime.tokenizer import Tokenizer
+from runtime.tokenization.tokenizer import Tokenizer
 
 SCORES = "scores"
 

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from graphs.manifest import read_manifest
 from runtime.decoder import Decoder
-from runtime.memory import peak_memory_bytes
 from runtime.stored_probe import make_probe, open_for_probe
+from runtime.system.memory import peak_memory_bytes
 
 
 def teacher_forced_logits(

@@ -23,11 +23,11 @@ from runtime.bundle import Bundle
 from runtime.cache import KVCache
 from runtime.decoder import IntArray, StepOutput
 from runtime.devices import CPU
-from runtime.forked_process import keep_in_children
-from runtime.interruptible_run import run_interruptibly
-from runtime.kept_memory import KeptMemory
 from runtime.onnx_runtime import ort
 from runtime.session_opener import SessionOpener, check_threads
+from runtime.system.forked_process import keep_in_children
+from runtime.system.interruptible_run import run_interruptibly
+from runtime.system.kept_memory import KeptMemory
 
 # Weights times tokens of a run that is worth a thread of its own, to be able to end it: tens of
 # milliseconds, where the thread costs a tenth of one.
@@ -62,11 +62,11 @@ class SessionDecoder:
     Args:
         bundle: what to run.
         threads: CPU threads of a step; by default one for each physical core that this process may
-            use, see `runtime.threads`.
+            use, see `runtime.system.threads`.
         packed_weights: whether a bundle for CPUs may keep its weights packed on disk, see
-            `runtime.packed_weights`. `False` packs them in memory at every start, for this process
-            alone, and writes nothing: for a bundle that is run once, or where disk is scarce. `None`
-            maps them as they are: slow, for a few steps of a large model.
+            `runtime.packs.packed_weights`. `False` packs them in memory at every start, for this
+            process alone, and writes nothing: for a bundle that is run once, or where disk is scarce.
+            `None` maps them as they are: slow, for a few steps of a large model.
         independent_rows: whether what a row becomes must not depend on the rows beside it, where that
             costs speed: the int4 kernel takes rows in pairs and rounds a single one differently, so
             that rows run one at a time. Other precisions' rows are independent as they are.

@@ -13,14 +13,14 @@ from typing import Any
 
 from graphs.manifest import FileEntry
 from runtime.bundle import Bundle
-from runtime.cpu_features import sums_8_bit_products_exactly
 from runtime.devices import CPU, Device
 from runtime.errors import BundleError, RuntimeMissingError
-from runtime.node_placement import RECORD, check_placement
+from runtime.gpu.node_placement import RECORD, check_placement
 from runtime.onnx_runtime import ort
-from runtime.pack_folder import DATA_FILE, MODEL_FILE
-from runtime.packed_weights import PackedWeights, PackError
-from runtime.threads import available_cores
+from runtime.packs.pack_folder import DATA_FILE, MODEL_FILE
+from runtime.packs.packed_weights import PackedWeights, PackError
+from runtime.system.cpu_features import sums_8_bit_products_exactly
+from runtime.system.threads import available_cores
 
 # Products of 8-bit numbers in a way that does not overflow, which takes two to three times as long: for
 # CPUs whose fast way does.

@@ -147,7 +147,7 @@ def _reply(stream: TextIO, **values: Any) -> None:
 
 
 def _peak_memory_bytes() -> int | None:
-    """The kernel's mark of this process, as `runtime.memory` reads it; `None` where it has none."""
+    """The kernel's mark of this process, as `runtime.system.memory` reads it; `None` without one."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     marks = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from runtime.threads import available_cores
+from runtime.system.threads import available_cores
 
 TILE = 256  # rows and columns; measured with float16 and float32 matrices of 4,096 by 16,384
 

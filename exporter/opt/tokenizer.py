@@ -12,15 +12,15 @@ import tensorflow as tf
 from exporter.opt.keras_backend import keras
 from exporter.opt.text_inputs import as_id_rows, as_strings, is_symbolic
 from exporter.presets.listing import PresetListing
-from runtime.tokenizer import Tokenizer
-from runtime.tokenizer_json import TOKENIZER_FILE
-from runtime.tokenizer_pipeline import (
+from runtime.tokenization.pipeline import (
     MERGES_FILE,
     VOCABULARY_FILE,
     bpe_pipeline,
     read_files,
 )
-from runtime.vocabulary import parse_merges, parse_vocabulary, read_merges, read_vocabulary
+from runtime.tokenization.tokenizer import Tokenizer
+from runtime.tokenization.tokenizer_json import TOKENIZER_FILE
+from runtime.tokenization.vocabulary import parse_merges, parse_vocabulary, read_merges, read_vocabulary
 
 
 @keras.saving.register_keras_serializable(package="opt_onnx")

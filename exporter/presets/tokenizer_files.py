@@ -19,8 +19,7 @@ from exporter.errors import PresetError
 from exporter.foreign_files import find_file
 from exporter.presets.json_file import read_json, read_json_if_there, serialized_config
 from runtime.text_files import MAX_TOKENIZER_BYTES, read_text
-from runtime.tokenizer_json import TOKENIZER_FILE, check_byte_level, library_errors, merge_rules
-from runtime.tokenizer_pipeline import (
+from runtime.tokenization.pipeline import (
     END_TOKEN,
     MERGES_FILE,
     PAD_TOKEN,
@@ -29,7 +28,13 @@ from runtime.tokenizer_pipeline import (
     VOCABULARY_FILE,
     SpecialTokens,
 )
-from runtime.vocabulary import byte_alphabet, check_vocabulary, parse_merges, split_rule
+from runtime.tokenization.tokenizer_json import (
+    TOKENIZER_FILE,
+    check_byte_level,
+    library_errors,
+    merge_rules,
+)
+from runtime.tokenization.vocabulary import byte_alphabet, check_vocabulary, parse_merges, split_rule
 
 ASSETS = "assets/tokenizer"  # in a Keras preset folder
 KERAS_OPTIONS: dict[str, Callable[[Any], bool]] = {

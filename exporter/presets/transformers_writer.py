@@ -14,8 +14,8 @@ from exporter.opt.tokenizer import OPTTokenizer
 from exporter.presets.hugging_face_config import write_hugging_face_config
 from exporter.presets.live_weights import check_shard_size, write_live_weights
 from exporter.presets.staging import check_format, staged_files
-from runtime.tokenizer import Tokenizer
-from runtime.tokenizer_json import TOKENIZER_FILE
+from runtime.tokenization.tokenizer import Tokenizer
+from runtime.tokenization.tokenizer_json import TOKENIZER_FILE
 
 MODEL_FILES = (*WRITTEN_FILES["huggingface"], "generation_config.json")
 TOKENIZER_FILES = (

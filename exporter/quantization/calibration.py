@@ -19,7 +19,7 @@ from exporter.quantization.activations import ActivationStatistics
 from exporter.weight_names import head_table
 from exporter.weights import WeightSource
 from graphs.contract import ModelConfig
-from runtime.tokenizer import Tokenizer
+from runtime.tokenization.tokenizer import Tokenizer
 
 ops = keras.ops
 ROW_TOKENS = 256  # at most, of a row of calibration text

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from runtime.threads import available_cores
+from runtime.system.threads import available_cores
 
 MIDDLE = 8  # the zero point of symmetric codes, which `MatMulNBits` takes where none is given
 LARGEST_CODE = 15

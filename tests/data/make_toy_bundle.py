@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from exporter import OPTBackbone, OPTCausalLM, OPTCausalLMPreprocessor, OPTTokenizer, export_bundle
-from runtime.tokenizer import byte_alphabet
+from runtime.tokenization.tokenizer import byte_alphabet
 
 HERE = Path(__file__).parent
 BUNDLE, CUDA_BUNDLE = HERE / "toy_bundle", HERE / "toy_bundle_cuda"

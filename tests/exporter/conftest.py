@@ -36,7 +36,7 @@ WORDS = (" quick", " the", " fox", "import", " brown")
 
 
 def _toy_tokenizer_data():
-    from runtime.tokenizer import byte_alphabet
+    from runtime.tokenization.tokenizer import byte_alphabet
 
     vocabulary = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
     for character in byte_alphabet():

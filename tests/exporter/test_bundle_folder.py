@@ -229,7 +229,7 @@ def test_two_names_of_one_target_are_one(old, tmp_path):
 
 
 def test_a_disk_without_locks(old, monkeypatch):
-    from runtime import file_lock
+    from runtime.system import file_lock
 
     def no_locks(_):
         raise OSError(errno.ENOLCK, "No locks available")

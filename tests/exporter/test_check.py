@@ -15,9 +15,9 @@ import pytest
 from exporter.check import UnsoundBundleError, check_bundle
 from exporter.cli import main
 from graphs.manifest import read_manifest
-from runtime import packed_weights
+from runtime.packs import packed_weights
 from tests.exporter.export_helpers import run
-from tests.runtime.packing import make_cpu_bundle, open_decoder
+from tests.runtime.packs.packing import make_cpu_bundle, open_decoder
 from tests.runtime.toy import approve, edit_manifest, flip_byte
 
 FAULTS = {

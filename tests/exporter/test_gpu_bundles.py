@@ -12,7 +12,7 @@ from exporter import export_bundle
 from runtime.bundle import load_bundle
 from runtime.open_decoder import open_decoder
 from tests.data.make_toy_bundle import make_model
-from tests.runtime.test_gpu import assert_near
+from tests.runtime.gpu.test_gpu import assert_near
 from tests.runtime.test_session import append
 from tests.runtime.toy import CASES, POSITIONS
 

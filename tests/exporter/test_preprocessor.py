@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from exporter import OPTCausalLMPreprocessor, OPTTokenizer
-from runtime.tokenizer_pipeline import SpecialTokens
+from runtime.tokenization.pipeline import SpecialTokens
 from tests.exporter.galactica import galactica_tokenizer
 
 START = END = 2

@@ -12,7 +12,7 @@ import tokenizers
 from exporter import OPTBackbone, OPTCausalLM, OPTCausalLMPreprocessor, OPTTokenizer
 from exporter.errors import CheckpointError, PresetError
 from exporter.presets.folder import read_preset
-from runtime.tokenizer import Tokenizer
+from runtime.tokenization.tokenizer import Tokenizer
 
 KERAS_CONFIG = {
     "module": "keras_hub.src.models.opt.opt_backbone",

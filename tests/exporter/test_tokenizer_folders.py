@@ -12,7 +12,7 @@ from exporter.errors import PresetError
 from exporter.presets.tokenizer_files import hugging_face_tokenizer_files
 from runtime import BundleError, Generator
 from runtime.bundle import load_bundle
-from runtime.tokenizer import Tokenizer
+from runtime.tokenization.tokenizer import Tokenizer
 from tests.exporter.galactica import galactica_tokenizer, write_galactica_tokenizer
 from tests.exporter.varied_texts import HAND_PICKED, training_texts
 

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from exporter import OPTTokenizer
-from runtime.tokenizer_pipeline import SpecialTokens
+from runtime.tokenization.pipeline import SpecialTokens
 from tests.exporter.galactica import galactica_tokenizer
 from tests.exporter.varied_texts import HAND_PICKED
 
@@ -131,7 +131,7 @@ def test_unsplittable_tokens(make):
 
 def test_a_bundle_keeps_the_options(make, tmp_path):
     """Vocabulary and merges alone would lose them, so the whole pipeline is saved."""
-    from runtime.tokenizer import Tokenizer
+    from runtime.tokenization.tokenizer import Tokenizer
 
     text = "quick<unk> the</s>"
     for options in ({"add_prefix_space": True}, {"unsplittable_tokens": ["<unk>"]}):

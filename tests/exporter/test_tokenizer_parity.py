@@ -16,7 +16,7 @@ import tokenizers
 
 from exporter import OPTTokenizer
 from exporter.presets.tokenizer_files import hugging_face_tokenizer_files
-from runtime.tokenizer import StreamDecoder, Tokenizer
+from runtime.tokenization.tokenizer import StreamDecoder, Tokenizer
 from tests.exporter.galactica import galactica_tokenizer, write_galactica_tokenizer
 from tests.exporter.varied_texts import training_texts, varied_texts
 

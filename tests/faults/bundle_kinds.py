@@ -13,7 +13,7 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
-from tests.runtime.packing import make_cpu_bundle
+from tests.runtime.packs.packing import make_cpu_bundle
 from tests.runtime.toy import approve, edit_manifest, flip_byte
 
 OUTSIDE = "outside"  # a folder beside the bundle, with a copy of its files and a pipe

@@ -13,7 +13,7 @@ from exporter.checkpoints.writers import FileTensor, write_weights
 from exporter.presets.hugging_face_config import write_hugging_face_config
 from exporter.presets.keras_config import backbone_config, dtype_policy, serialized
 from graphs.contract import ModelConfig
-from runtime.tokenizer import byte_alphabet
+from runtime.tokenization.tokenizer import byte_alphabet
 from tests.exporter.torch_files import write_torch_file
 
 TINY = ModelConfig(

@@ -30,7 +30,7 @@ from bench.make_checkpoint import write_checkpoint
 from bench.shapes import SHAPES
 from graphs.contract import ModelConfig
 from graphs.manifest import MANIFEST_FILE, ManifestError, read_manifest
-from runtime.interrupts import SIGNALS
+from runtime.system.interrupts import SIGNALS
 from tests.exporter.hub_servers import HubServer, HuggingFaceServer, KaggleServer
 
 MOST_SECONDS = 2.0

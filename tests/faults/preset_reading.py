@@ -7,7 +7,7 @@ from pathlib import Path
 
 from exporter.checkpoints.finite_blocks import finite_blocks
 from exporter.presets.folder import PresetFolder, read_preset
-from runtime.tokenizer import Tokenizer
+from runtime.tokenization.tokenizer import Tokenizer
 
 
 def read_whole_preset(folder: Path) -> int:

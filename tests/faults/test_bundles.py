@@ -13,7 +13,7 @@ pytest.importorskip("tqdm")
 from tests.faults import bit_flips, hostile_bundles
 from tests.faults.bit_flips import Flip, Outcome
 from tests.faults.bundle_kinds import KINDS
-from tests.runtime.packing import make_cpu_bundle
+from tests.runtime.packs.packing import make_cpu_bundle
 
 EVERY = 6  # of the kinds, one is run here
 ALL = [(group, kind) for group, kinds in KINDS.items() for kind in kinds]

@@ -14,8 +14,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from runtime import interrupts
 from runtime.command import run_command
+from runtime.system import interrupts
 from tests.faults.interrupts import heed_signals
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends signals of POSIX")
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends signals of POS
 COMMAND = """
 import ctypes, pathlib, signal, subprocess, sys, threading, time
 from runtime.command import run_command
-from runtime.interrupts import undone_when_ended
+from runtime.system.interrupts import undone_when_ended
 what, place = sys.argv[1], pathlib.Path(sys.argv[2])
 
 def run(_):
@@ -37,8 +37,9 @@ def run(_):
         if what == "native code":
             # The system gives a signal to a thread that does not block it: this one sleeps on.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-            print("ready", flush=True)
-            ctypes.CDLL(None).sleep(1000)
+            sleep = ctypes.CDLL(None).sleep
+            threading.Timer(0.5, print, ("ready",), {"flush": True}).start()  # it sleeps by then
+            sleep(1000)
         if what == "swallowed":
             while True:
                 try:

@@ -33,7 +33,7 @@ from graphs.contract import Phase
 from graphs.manifest import MANIFEST_FILE, ManifestError, read_manifest
 from graphs.sealed_json import SEAL, seal
 from runtime.graph_file import GraphLimits, check_graph_file
-from runtime.tokenizer import Tokenizer
+from runtime.tokenization.tokenizer import Tokenizer
 from runtime.wire_format import GraphFileError
 from tests.exporter.torch_files import write_torch_file
 from tests.faults.good_presets import MERGES, TINY, VOCABULARY, tensors, tokenizer_json
@@ -325,7 +325,7 @@ HARNESSES = {
         _graph_seeds, mutate_bytes, _run_graph, (GraphFileError,),
     ),
     "tokenizer": Harness(
-        "runtime.tokenizer: vocabulary and merge rules, and tokenizer.json, with texts",
+        "runtime.tokenization.tokenizer: vocabulary and merge rules, and tokenizer.json, with texts",
         _tokenizer_seeds, mutate_parts, _run_tokenizer, (ValueError,),
     ),
     "safetensors": Harness(

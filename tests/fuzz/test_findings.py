@@ -17,7 +17,7 @@ from exporter.checkpoints.safetensors_file import SafetensorsReader
 from exporter.errors import CheckpointError, PresetError
 from exporter.presets.folder import read_preset
 from graphs.manifest import ManifestError, read_manifest
-from runtime.tokenizer import Tokenizer
+from runtime.tokenization.tokenizer import Tokenizer
 from tests.faults.good_presets import VOCABULARY, tokenizer_json, write_json, write_preset
 from tests.fuzz.harnesses import HARNESSES
 

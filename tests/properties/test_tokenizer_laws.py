@@ -9,7 +9,7 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.tokenizer import StreamDecoder, Tokenizer
+from runtime.tokenization.tokenizer import StreamDecoder, Tokenizer
 
 PIECES = st.text(max_size=12) | st.sampled_from(
     ["</s>", "<pad>", " </s> ", "<s>", "\u2028", "\r\n", "  ", "😀", "e\u0301", "\ufeff", "'s", "the"]

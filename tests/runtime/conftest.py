@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.runtime.stub_cuda import StubCuda, compile_stub
+from tests.runtime.gpu.stub_cuda import StubCuda, compile_stub
 from tests.runtime.toy import approve, edit_manifest
 
 if TYPE_CHECKING:
     from runtime.bundle import Bundle
-    from runtime.device_session import DeviceDecoder
+    from runtime.gpu.session import DeviceDecoder
     from runtime.session import SessionDecoder
 
 
@@ -51,7 +51,7 @@ def cuda_bundle(cuda_bundle_folder: Path) -> Bundle:
 @pytest.fixture
 def device_decoder(cuda_bundle: Bundle) -> DeviceDecoder:
     """The toy model of target cuda on the CPU, without any buffers yet."""
-    from runtime.device_session import DeviceDecoder
+    from runtime.gpu.session import DeviceDecoder
     from runtime.open_decoder import open_decoder
 
     decoder = open_decoder(cuda_bundle, "cpu", threads=1)

@@ -11,13 +11,13 @@ import pytest
 
 from graphs.contract import ModelConfig, Phase
 from runtime import CacheMemoryError, Generator, cache_budget, cli
-from runtime.available_memory import available_memory_bytes
 from runtime.bundle import Bundle
 from runtime.cache_budget import CacheBudget, DeviceCacheDecoder
-from runtime.device_memory import HostMemory
-from runtime.device_session import DeviceDecoder
+from runtime.gpu.memory import HostMemory
+from runtime.gpu.session import DeviceDecoder
 from runtime.samplers import BeamSampler
 from runtime.session_opener import SessionOpener
+from runtime.system.available_memory import available_memory_bytes
 from tests.runtime.fake_decoder import SequenceDecoder
 from tests.runtime.toy import HIDDEN
 

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from runtime import Generator, RuntimeMissingError, cli, cuda_requirements, open_device
+from runtime import Generator, RuntimeMissingError, cli
+from runtime.gpu import open_device
+from runtime.gpu import requirements as cuda_requirements
 from runtime.session_opener import SessionOpener
 from tests.runtime.test_open_decoder import Gpu
 

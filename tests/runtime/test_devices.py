@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from runtime import RuntimeMissingError, cuda_requirements
-from runtime.cuda_library import CudaLibrary
-from runtime.cuda_requirements import open_cuda_library, require_cuda
+from runtime import RuntimeMissingError
 from runtime.devices import CPU, Device, choose_device
-from tests.runtime.stub_cuda import StubCuda
+from runtime.gpu import requirements as cuda_requirements
+from runtime.gpu.cuda_library import CudaLibrary
+from runtime.gpu.requirements import open_cuda_library, require_cuda
+from tests.runtime.gpu.stub_cuda import StubCuda
 
 CUDA_PROVIDER, CPU_PROVIDER = "CUDAExecutionProvider", "CPUExecutionProvider"
 NEEDED = ["libcublasLt.so.13", "libcurand.so.10", "libcudart.so.13", "libcuda.so.1", "libc.so.6"]

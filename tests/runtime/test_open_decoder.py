@@ -13,19 +13,14 @@ import numpy as np
 import pytest
 
 from graphs.contract import Phase
-from runtime import (
-    Generator,
-    RuntimeMissingError,
-    cuda_requirements,
-    open_decoder,
-    open_device,
-)
+from runtime import Generator, RuntimeMissingError, open_decoder
 from runtime.bundle import Bundle, load_bundle
-from runtime.cuda_captures import CAPTURES
-from runtime.device_memory import HostMemory
-from runtime.device_session import DeviceDecoder
 from runtime.devices import Device
 from runtime.errors import DeviceMemoryError
+from runtime.gpu import open_device, requirements
+from runtime.gpu.captures import CAPTURES
+from runtime.gpu.memory import HostMemory
+from runtime.gpu.session import DeviceDecoder
 from runtime.session import SessionDecoder
 from runtime.session_opener import SessionOpener
 from tests.runtime.test_session import assert_close, logits_alone
@@ -37,14 +32,14 @@ CPU = "CPUExecutionProvider"
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     """An ONNX Runtime without a provider for GPUs."""
-    cuda_requirements.open_cuda_library.cache_clear()
+    requirements.open_cuda_library.cache_clear()
     monkeypatch.setattr(
-        cuda_requirements,
+        requirements,
         "ort",
         SimpleNamespace(get_available_providers=lambda: [CPU], __version__="1.31.1"),
     )
     yield
-    cuda_requirements.open_cuda_library.cache_clear()
+    requirements.open_cuda_library.cache_clear()
 
 
 def test_unknown_device(bundle: Bundle) -> None:
@@ -124,7 +119,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         opened.append({"graph": graph.name, "device": device.name, **options})
         return opener.packed_in_memory(graph)
 
-    monkeypatch.setattr(cuda_requirements, "require_cuda", lambda index: f"GPU {index}")
+    monkeypatch.setattr(requirements, "require_cuda", lambda index: f"GPU {index}")
     monkeypatch.setattr(open_device, "_memory", lambda device: Gpu())
     monkeypatch.setattr(SessionOpener, "on_cuda", on_cuda)
     return opened

@@ -1,0 +1,1 @@
+"""Bundles on NVIDIA GPUs: what must be installed, memory, CUDA graphs, and the decoder."""

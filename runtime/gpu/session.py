@@ -1,0 +1,320 @@
+"""A bundle on a device whose memory holds the cache, a step's inputs and its results.
+
+A decode step is one copy to the device, one run and one copy back: what the host reads are the best
+logits of each row. On a GPU the run replays a CUDA graph, which starts all kernels at once.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphs.contract import (
+    CACHE_BYTES,
+    HIDDEN_STATES,
+    LOGITS,
+    TOTAL_LENGTH,
+    Phase,
+    Revision,
+    past_names,
+    present_names,
+)
+from graphs.manifest import Manifest
+from runtime.cache_budget import CacheDemand
+from runtime.decoder import IntArray, LazyStepOutput, StepOutput
+from runtime.errors import DeviceMemoryError
+from runtime.gpu.buffers import (
+    BufferPool,
+    CacheBuffers,
+    CacheShape,
+    ScratchBuffer,
+    result_names,
+)
+from runtime.gpu.cache import DeviceCache
+from runtime.gpu.memory import DeviceMemory
+from runtime.gpu.packed_arrays import PackedArrays
+from runtime.gpu.runs import DeviceRuns
+from runtime.gpu.step_inputs import fill, input_layout
+from runtime.system.forked_process import keep_in_children
+
+# Rows times tokens of a run: enough to keep a GPU busy, few enough to bound what lies between layers.
+RUN_TOKENS = 8192
+_ELEMENT_TYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "bfloat16": 16}
+
+
+class DeviceDecoder:
+    """A `runtime.decoder.Decoder` over buffers of a device.
+
+    Args:
+        manifest: of the bundle.
+        sessions: ONNX Runtime's, one for each phase or one for both.
+        memory: of the device that they run on.
+        cuda_graphs: whether decode steps are recorded and replayed as CUDA graphs.
+
+    Attributes:
+        device: its name, `"cuda:0"` for one.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        sessions: Mapping[Phase, Any],
+        memory: DeviceMemory,
+        *,
+        cuda_graphs: bool,
+    ) -> None:
+        self.config = manifest.model
+        self.cache_dtype = manifest.cache_dtype
+        self.device = memory.name
+        self._revision = manifest.contract_revision
+        self._sessions = dict(sessions)
+        self._memory = memory
+        self._pool = BufferPool()
+        self._scratch = ScratchBuffer(memory)
+        self._runs = DeviceRuns(cuda_graphs=cuda_graphs)
+        self._graph_ids: dict[tuple[int, ...], int] = {}
+        self._new_ids = itertools.count(1)
+        self._last_position = self.config.max_sequence_length - 1
+        self._check: Callable[[], object] = lambda: None
+        # A session that records CUDA graphs runs one thing at a time.
+        self._lock = threading.Lock()
+        for session in set(self._sessions.values()):
+            keep_in_children(session)
+
+    def interruptible(self, check: Callable[[], object]) -> Self:
+        """The same model, which calls `check` before each run of a prompt and ends with what it raises.
+
+        The cache then holds a part of the prompt.
+        """
+        decoder = copy.copy(self)
+        decoder._check = check
+        return decoder
+
+    # === Caches ===
+
+    def cache_demand(self, batch: int, capacity: int) -> CacheDemand:
+        """What a cache would take and may have, see `runtime.cache_budget`."""
+        shape = self._shape(batch, capacity)
+        free = self._memory.available_bytes()
+        # Idle buffers are freed where there is no room beside them.
+        available = None if free is None else free + self._pool.idle_bytes
+        workspace = self._workspace_bytes(batch, min(RUN_TOKENS, batch * capacity))
+        more = max(0, workspace - self._runs.arena_bytes)
+        return CacheDemand(shape.nbytes, more, available, self.device)
+
+    def new_cache(self, batch: int, capacity: int) -> DeviceCache:
+        """An empty cache of `batch` rows with room for `capacity` tokens each.
+
+        Raises:
+            DeviceMemoryError: if it does not fit.
+        """
+        buffers = self._buffers(self._shape(batch, capacity))
+        return DeviceCache(self._memory, buffers, self._pool, capacity)
+
+    def _shape(self, batch: int, capacity: int) -> CacheShape:
+        return CacheShape(self.config, self.cache_dtype, batch, capacity)
+
+    def _workspace_bytes(self, batch: int, tokens: int) -> int:
+        """About what lies between layers in a run of so many tokens, and beside the logits."""
+        c, itemsize = self.config, CACHE_BYTES[self.cache_dtype]
+        between = itemsize * tokens * (2 * c.intermediate_dim + 7 * c.hidden_dim)
+        return between + 16 * batch * c.vocabulary_size
+
+    def _buffers(self, shape: CacheShape) -> CacheBuffers:
+        pooled = self._pool.take(shape)
+        if pooled is not None:
+            return pooled
+        while True:
+            try:
+                buffers = CacheBuffers(self._memory, self.config, self._revision, shape)
+                break
+            except DeviceMemoryError:
+                if not self._pool.free_one():
+                    raise
+        # What ONNX Runtime has recorded it keeps: buffers at the places of former ones use theirs.
+        places = (shape.batch, shape.slots, *buffers.addresses)
+        buffers.graph_id = self._graph_ids.setdefault(places, next(self._new_ids))
+        buffers.binding = self._bind_decode(buffers)
+        return buffers
+
+    # === Steps ===
+
+    def append(
+        self,
+        cache: DeviceCache,
+        token_ids: IntArray,
+        new_lengths: IntArray,
+        *,
+        hidden_states: bool = False,
+    ) -> StepOutput:
+        """Appends tokens to a cache; see `runtime.decoder.Decoder.append`.
+
+        Args:
+            cache: from `new_cache`; rows grow by `new_lengths`.
+            token_ids: int [batch, sequence], right-padded.
+            new_lengths: int [batch], valid tokens of each row.
+            hidden_states: whether to return those too.
+
+        Returns:
+            The best logits, and all of them when they are looked at, which must be before the next
+            step. Those of a row without new tokens have no meaning.
+
+        Raises:
+            ValueError: if the shapes do not fit the cache or it has no room.
+        """
+        cache.check_new_tokens(token_ids, new_lengths)
+        batch, sequence = token_ids.shape
+        buffers, hidden = cache.buffers, None
+        with self._lock:
+            if sequence == 1 and not hidden_states:
+                self._decode(cache, token_ids, new_lengths)
+            else:
+                if hidden_states:
+                    hidden = np.zeros((batch, sequence, self.config.embedding_width), np.float32)
+                for rows, columns in self._pieces(cache, new_lengths, sequence):
+                    self._check()
+                    self._run_piece(cache, rows, columns, token_ids, new_lengths, hidden)
+            if self._revision is Revision.HOST:
+                return StepOutput(buffers.read_logits(), hidden)
+            buffers.results.download()
+        assert buffers.best is not None
+        # Through the cache, without which its buffers are another one's soon.
+        return LazyStepOutput(buffers.best, cache.read_logits, hidden)
+
+    def _decode(self, cache: DeviceCache, token_ids: IntArray, new_lengths: IntArray) -> None:
+        buffers = cache.buffers
+        self._fill(buffers.inputs, cache, slice(None), token_ids, new_lengths)
+        binding, options = buffers.binding
+        session = self._sessions[Phase.DECODE]
+        self._runs.run_recorded(session, binding, options, buffers.graph_id)
+        cache.lengths += new_lengths.astype(np.int32, copy=False)
+
+    def _fill(
+        self,
+        inputs: PackedArrays,
+        cache: DeviceCache,
+        rows: slice,
+        token_ids: IntArray,
+        new_lengths: IntArray,
+    ) -> None:
+        past, temperatures = cache.lengths[rows], cache.temperatures[rows]
+        fill(inputs, self._revision, token_ids, past, new_lengths, temperatures, self._last_position)
+        inputs.upload()
+
+    def _pieces(
+        self, cache: DeviceCache, new_lengths: IntArray, sequence: int
+    ) -> Iterator[tuple[slice, slice]]:
+        """Rows and columns of the runs that appending tokens takes.
+
+        The attention takes several tokens after a past for one row at a time, without padding; graphs
+        of revision 1 take any.
+        """
+        if not new_lengths.any():
+            return
+        fits = sequence <= min(RUN_TOKENS, cache.buffers.shape.slots)
+        together = sequence == 1 or not cache.lengths.any() or self._revision is Revision.HOST
+        if fits and together:
+            count = RUN_TOKENS // sequence
+            for start in range(0, cache.batch, count):
+                yield slice(start, min(start + count, cache.batch)), slice(0, sequence)
+            return
+        for row, length in enumerate(new_lengths.tolist()):
+            for start in range(0, length, RUN_TOKENS):
+                yield slice(row, row + 1), slice(start, min(start + RUN_TOKENS, length))
+
+    def _run_piece(
+        self,
+        cache: DeviceCache,
+        rows: slice,
+        columns: slice,
+        token_ids: IntArray,
+        new_lengths: IntArray,
+        hidden_states: NDArray[np.float32] | None,
+    ) -> None:
+        tokens = token_ids[rows, columns]
+        batch, sequence = tokens.shape
+        lengths = np.minimum(new_lengths[rows], sequence)
+        layout = input_layout(batch, sequence, self._revision)
+        width = self.config.embedding_width
+        hidden_bytes = 0 if hidden_states is None else 4 * batch * sequence * width
+        scratch = self._scratch.of_size(layout.nbytes + hidden_bytes)
+        inputs = PackedArrays(self._memory, layout, scratch)
+        self._fill(inputs, cache, rows, tokens, lengths)
+        total = np.array([self._total_length(cache, rows, sequence)], np.int32)
+        phase = Phase.DECODE if sequence == 1 else Phase.PREFILL
+        binding = self._bind(phase, cache.buffers, inputs, rows, sequence, total)
+        if hidden_states is not None:
+            shape, place = [batch, sequence, width], scratch + layout.nbytes
+            self._bind_one(binding.bind_output, HIDDEN_STATES, np.float32, shape, place)
+        self._runs.run(self._sessions[phase], binding)
+        if self.device != "cpu":
+            taken = self._workspace_bytes(batch, batch * sequence)
+            self._runs.arena_bytes = max(self._runs.arena_bytes, taken)
+        if hidden_states is not None:
+            found = np.empty((batch, sequence, width), np.float32)
+            self._memory.read(scratch + layout.nbytes, found)
+            hidden_states[rows, columns] = found
+        cache.lengths[rows] += lengths.astype(np.int32, copy=False)
+
+    def _total_length(self, cache: DeviceCache, rows: slice, sequence: int) -> int:
+        """See `graphs.contract.graph_inputs`."""
+        if sequence == 1:
+            return cache.buffers.shape.slots
+        return sequence + int(cache.lengths[rows].max())
+
+    # === Bindings ===
+
+    def _bind_decode(self, buffers: CacheBuffers) -> tuple[Any, Any]:
+        """The binding of a decode step, made once, and the options of its runs."""
+        shape = buffers.shape
+        total = np.array([shape.slots], np.int32)
+        binding = self._bind(Phase.DECODE, buffers, buffers.inputs, slice(0, shape.batch), 1, total)
+        buffers.total_length = total  # which the binding has the address of
+        return binding, self._runs.options(buffers.graph_id)
+
+    def _bind(
+        self,
+        phase: Phase,
+        buffers: CacheBuffers,
+        inputs: PackedArrays,
+        rows: slice,
+        sequence: int,
+        total_length: NDArray[np.int32],
+    ) -> Any:
+        """Binds some rows' buffers to a graph, those of the cache as past and as present.
+
+        `total_length` must live as long as the binding.
+        """
+        binding = self._sessions[phase].io_binding()
+        first, batch = rows.start, rows.stop - rows.start
+        for name, array in inputs.views.items():
+            self._bind_one(
+                binding.bind_input, name, array.dtype.type, array.shape, inputs.address(name)
+            )
+        if self._revision is Revision.DEVICE:
+            place = total_length.ctypes.data
+            binding.bind_input(TOTAL_LENGTH, "cpu", 0, np.int32, [1], place)
+        vocabulary = [batch, self.config.vocabulary_size]
+        self._bind_one(binding.bind_output, LOGITS, np.float32, vocabulary, buffers.logits_row(first))
+        for name in result_names(self._revision):
+            array = buffers.results.views[name]
+            shape = [batch, *array.shape[1:]]
+            place = buffers.results.address(name, first)
+            self._bind_one(binding.bind_output, name, array.dtype.type, shape, place)
+        element = _ELEMENT_TYPES[self.cache_dtype]
+        shape = [batch, self.config.num_heads, buffers.shape.slots, self.config.head_dim]
+        for layer in range(self.config.num_layers):
+            for i, names in enumerate(zip(past_names(layer), present_names(layer), strict=True)):
+                place = buffers.tensor(2 * layer + i, first)
+                self._bind_one(binding.bind_input, names[0], element, shape, place)
+                self._bind_one(binding.bind_output, names[1], element, shape, place)
+        return binding
+
+    def _bind_one(self, bind: Any, name: str, element: Any, shape: Any, place: int) -> None:
+        bind(name, self._memory.device_type, self._memory.device_id, element, list(shape), place)

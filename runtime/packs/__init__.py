@@ -1,0 +1,1 @@
+"""Weights kept on disk as the kernels of this CPU want them."""

@@ -1,0 +1,46 @@
+"""How much more memory this process may take before the kernel would kill one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from runtime.system.control_groups import ROOT, ControlGroup, control_groups, read_text
+
+# What a group uses that is no file page, or one that the kernel can drop.
+_FILE_PAGES = {1: ("total_inactive_file", "total_active_file"), 2: ("inactive_file", "active_file")}
+_LIMIT = {1: "memory.limit_in_bytes", 2: "memory.max"}
+_USED = {1: "memory.usage_in_bytes", 2: "memory.current"}
+
+
+def available_memory_bytes(root: Path = ROOT) -> int | None:
+    """Memory that can be taken without swapping, in bytes; `None` where the system does not tell.
+
+    On Linux: what the machine has available, at most what is left in the process's control groups, a
+    container's say. Pages of files count as available: the kernel drops them when memory is short.
+
+    Args:
+        root: where `/proc` and `/sys` are.
+    """
+    figures = [*_machine(root), *_groups(root)]
+    return max(0, min(figures)) if figures else None
+
+
+def _machine(root: Path) -> Iterator[int]:
+    for line in read_text(root / "proc/meminfo").splitlines():
+        words = line.split()
+        if words[0] == "MemAvailable:" and words[1].isdecimal():
+            yield int(words[1]) * 1024
+
+
+def _groups(root: Path) -> Iterator[int]:
+    for group in control_groups("memory", root):
+        limit, used = group.read(_LIMIT[group.version]), group.read(_USED[group.version])
+        if limit.isdecimal() and used.isdecimal():  # "max" is no limit
+            yield int(limit) - int(used) + _file_pages(group)
+
+
+def _file_pages(group: ControlGroup) -> int:
+    rows = (line.split() for line in group.read("memory.stat").splitlines())
+    names = _FILE_PAGES[group.version]
+    return sum(int(row[1]) for row in rows if len(row) == 2 and row[0] in names)
