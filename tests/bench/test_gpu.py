@@ -83,7 +83,7 @@ def test_traced_graphs_hold_no_weights(folder):
     assert not program.graph.initializers.keys() & program.weights.keys()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "fp16"])
 def test_a_bundle_from_traced_graphs_is_the_exporters(folder, tmp_path, precision):
     kind = KINDS["cuda"][precision]
     traced = traced_in(folder / "traced", "tiny", TINY)

@@ -61,6 +61,7 @@ def exported(toy_bundle, monkeypatch):
     return asked
 
 
+@pytest.mark.slow
 def test_command(exported, tmp_path, capsys):
     workspace, figures = tmp_path / "workspace", tmp_path / "figures.json"
     workspace.mkdir()

@@ -79,6 +79,7 @@ def test_a_storm_sees_errors(generator: Generator, monkeypatch: pytest.MonkeyPat
 
 
 @needs_proc
+@pytest.mark.slow
 def test_a_small_soak(toy_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Memory may grow by a fifth here: other tests have just left theirs to be used again."""
     arguments = [str(toy_bundle), "--generations", "100", "--abandoned", "20"]
