@@ -90,6 +90,7 @@ def test_wrong_choices(tmp_path, capsys):
     assert "--checkpoint: there is no folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_failed_export_says_why(tmp_path):
     with pytest.raises(
         ValueError, match=r"exporter\.cli .* failed: opt-export: .* is not a preset folder"

@@ -7,7 +7,7 @@ import pytest
 pytestmark = pytest.mark.reference
 
 
-@pytest.mark.parametrize("target", ["portable", "cpu"])
+@pytest.mark.parametrize("target", [pytest.param("portable", marks=pytest.mark.slow), "cpu"])
 @pytest.mark.parametrize(
     "shape",
     [

@@ -70,6 +70,7 @@ def test_every_page_with_python_is_run():
     assert [page.name for page in pages() if blocks(page, "python")] == WITH_PYTHON
 
 
+@pytest.mark.slow
 def test_coming_from_keras(folder):
     pytest.importorskip("tensorflow")
     names = run_page("coming_from_keras.md")

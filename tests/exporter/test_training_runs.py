@@ -38,7 +38,15 @@ def float32_losses(build_model):
     return model.fit(TEXTS, batch_size=4, epochs=6, verbose=0).history["loss"]
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        "float16",
+        pytest.param("bfloat16", marks=pytest.mark.slow),
+        "mixed_float16",
+        pytest.param("mixed_bfloat16", marks=pytest.mark.slow),
+    ],
+)
 def test_narrow_dtypes_train_like_float32(build_model, float32_losses, padded_tokens, dtype):
     model = compile_quick(build_model(seed=40, dtype=dtype), rate=1e-3)
     inner = model.optimizer
@@ -176,6 +184,7 @@ def test_schedules_checkpoints_and_early_stopping(build_model, tmp_path):
 # === A model of the user's own ===
 
 
+@pytest.mark.slow
 def test_the_documentation_s_custom_model_trains_and_exports(quick_tracing, tmp_path):
     """Its vocabulary needs OPT's special tokens; keras-hub refuses its gaps too, which count here."""
     keras.utils.set_random_seed(0)

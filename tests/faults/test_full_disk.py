@@ -13,10 +13,11 @@ pytest.importorskip("tensorflow", reason="the exporter is not installed")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mounts a tmpfs")
-def test_a_size(repository):
-    command = [sys.executable, "-m", "tests.faults.full_disk", "--steps", "1"]
+@pytest.mark.slow
+def test_two_sizes(repository):
+    command = [sys.executable, "-m", "tests.faults.full_disk", "--steps", "2"]
     result = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
     if result.returncode == SKIPPED:
         pytest.skip(result.stdout.strip())
     assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.endswith("3 exports, 0 problems\n")
+    assert result.stdout.endswith("6 exports, 0 problems\n")

@@ -11,6 +11,7 @@ pytest.importorskip("tensorflow", reason="the exporter is not installed")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc before it forks")
+@pytest.mark.slow
 def test_three_kills(repository):
     command = [sys.executable, "-m", "tests.faults.kills", "--count", "3", "--seed", "1"]
     result = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
