@@ -14,7 +14,7 @@ class _Helper(threading.Thread):
     """Runs one thing after another, and waits among the idle ones in between.
 
     The C library gives each new thread memory of its own, so that a thread for each run would ask the
-    system for all of a run's memory anew: a third of the time of a long prompt.
+    system for all of a run's memory anew, in thousands of page faults.
     """
 
     def __init__(self) -> None:
