@@ -14,7 +14,6 @@ import pytest
 
 from runtime import Generator, samplers
 from tests.exporter.conftest import (  # noqa: F401
-    _traced,
     build_hub_model,
     hub_model,
     hub_preset,

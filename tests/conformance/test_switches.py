@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.exporter.conftest import quick_tracing  # noqa: F401
+
 pytestmark = pytest.mark.reference
 
 SIZES = {
@@ -145,7 +147,11 @@ def greedy_tokens(model: Any, prompt: list[int]) -> list[int]:
 
 
 @pytest.fixture(scope="module", params=CASES)
-def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+def subject(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    quick_tracing: None,  # noqa: F811
+) -> Subject:
     import torch
     from transformers import OPTForCausalLM
 

@@ -335,36 +335,17 @@ def greedy():
 # === Quick exports ===
 
 
-@pytest.fixture(scope="session")
-def _traced():
-    return {}
-
-
 @pytest.fixture(scope="module")
-def quick_tracing(_traced):
-    """Exports of one size trace once: TensorFlow's and tf2onnx's part of it is kept."""
-    import onnx
+def quick_tracing():
+    """Exports of one size trace once, in whichever process; see `tests.traced_graphs`."""
+    from exporter import export
+    from tests.traced_graphs import traced_program
 
-    from exporter import export, tracing
-
-    convert, trace = tracing._convert, tracing.trace
-
-    def trace_once(backbone, phase):
-        key = (backbone.model_config, phase)
-
-        def convert_once(function, specs):
-            if key not in _traced:
-                _traced[key] = convert(function, specs)
-            copy = onnx.ModelProto()
-            copy.CopyFrom(_traced[key])
-            return copy
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(tracing, "_convert", convert_once)
-            return trace(backbone, phase)
+    def trace(backbone, phase):
+        return traced_program(backbone.model_config, phase)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "trace", trace_once)
+        patch.setattr(export, "trace", trace)
         yield
 
 

