@@ -12,12 +12,13 @@ from graphs.contract import Phase
 from graphs.manifest import FileEntry, Manifest, ManifestError, read_manifest
 from graphs.plain_files import read_plain
 from runtime.errors import BundleError
-from runtime.graph_file import GraphLimits, check_graph_file
+from runtime.graph_check.graph_file import check_graph_file
+from runtime.graph_check.limits import GraphLimits
+from runtime.graph_check.wire_format import GraphFileError
 from runtime.samplers import BeamSampler, ContrastiveSampler, Sampler
 from runtime.samplers import get as get_sampler
 from runtime.tokenization.pipeline import Pipeline, check_file_names, read_files
 from runtime.tokenization.tokenizer import Tokenizer
-from runtime.wire_format import GraphFileError
 
 MAX_ROWS = 256  # of one prompt that a bundle's own sampler may ask for: each has a cache
 MAX_MESSAGE = 500
