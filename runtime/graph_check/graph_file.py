@@ -69,6 +69,11 @@ def check_graph_file(data: bytes, limits: GraphLimits) -> int:
     Raises:
         GraphFileError: naming what is wrong.
     """
+    return infer_values(data, limits)[1].pack_bytes
+
+
+def infer_values(data: bytes, limits: GraphLimits) -> tuple[dict[bytes, Value], LoadingCosts]:
+    """All values of a graph by name, and what loading it takes; see `check_graph_file`."""
     model = read_message(data, MODEL)
     _check_opsets(model)
     graph = only(model, "graph", GRAPH)
@@ -84,7 +89,7 @@ def check_graph_file(data: bytes, limits: GraphLimits) -> int:
     for spec in _checked_specs(graph, "output", graph_outputs(*contract)):
         _check_output(spec, values.get(spec.name.encode()))
     _check_told_shapes(graph, values)
-    return costs.pack_bytes
+    return values, costs
 
 
 def _check_opsets(model: Message) -> None:
