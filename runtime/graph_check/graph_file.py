@@ -205,9 +205,12 @@ def _infer(graph: Message, values: dict[bytes, Value], costs: LoadingCosts) -> N
             _add(values, name, value)
         if fixed and (problem := costs.fold(given, made)) is not None:
             node.refuse(problem)
-        if operator.packed is not None and node.input(operator.packed).constant:
-            problem = costs.pack(node.input(operator.packed))
-            if problem is not None:
+        place = operator.packed
+        if place is not None and (matrix := node.input(place)).constant:
+            others = [
+                value for value in node.inputs[place + 1 :] if value is not None and value.constant
+            ]
+            if (problem := costs.pack(matrix, others)) is not None:
                 node.refuse(problem)
 
 

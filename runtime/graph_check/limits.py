@@ -33,7 +33,7 @@ SMALLEST_BOUND = 1024  # of a width, where all of the model's are smaller
 SLACK = 1024**2
 WEIGHT_READS = 2  # a table is looked up, and multiplied with
 SMALL_BYTES = 512  # of constants that shapes are computed of
-PACK_WIDTH = 16  # columns that kernels compute at a time, which the last ones are filled up to
+PACK_WIDTH = 16  # outputs that kernels compute at a time, which the last ones are filled up to
 _BATCH, _SEQUENCE, _CAPACITY = (next(iter(size.terms))[0] for size in (BATCH, SEQUENCE, CAPACITY))
 
 
@@ -151,15 +151,22 @@ class LoadingCosts:
             return "more is computed of constants alone than any bundle does"
         return None
 
-    def pack(self, matrix: Value) -> str | None:
-        """Counts the copy of a matrix; says why that is too much."""
-        *rows, columns = (size for size in matrix.shape if isinstance(size, int))
-        padded = prod(rows) * -(-columns // PACK_WIDTH) * PACK_WIDTH * BYTES[matrix.dtype]
-        self._packed += padded
-        self.pack_bytes += padded
+    def pack(self, matrix: Value, others: list[Value]) -> str | None:
+        """Counts the copy of a matrix, and of its scales and their like; says why that is too much."""
+        *before, columns = (size for size in matrix.shape if isinstance(size, int))
+        rows = _filled(before[0] if before else 1)
+        rest = prod(before[1:]) * (columns if before[1:] else _filled(columns))
+        # Kernels keep scales, and sums of blocks that are as many.
+        packed = rows * rest * BYTES[matrix.dtype] + 2 * sum(map(_bytes, others))
+        self._packed += packed
+        self.pack_bytes += packed
         if self._packed > self.limits.most_weight_bytes:
             return "more weights are multiplied with than the weights file has"
         return None
+
+
+def _filled(size: int) -> int:
+    return -(-size // PACK_WIDTH) * PACK_WIDTH
 
 
 def _bytes(value: Value) -> int:

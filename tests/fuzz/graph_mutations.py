@@ -54,7 +54,7 @@ def mutate(seed: Seed, others: list[Seed], source: random.Random) -> bytes:
     model = onnx.ModelProto()
     model.CopyFrom(seed.model)
     for _ in range(source.choice((1, 1, 1, 2, 2, 3, 5))):
-        kinds = HARMLESS if source.random() < 0.4 else ALL
+        kinds = HARMLESS if source.random() < 0.2 else ALL
         source.choice(kinds)(model.graph, seed, others, source)
     if source.random() < 0.5:
         del model.graph.value_info[:]
