@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from exporter.progress import Progress
 from graphs.contract import Phase
@@ -17,6 +22,8 @@ from runtime.errors import BundleError
 from runtime.packs.pack_folder import BUILDING, LOCK_FILE, check_pack
 
 PACKED = "packed"
+REPEAT = "repeat"  # the request to `runtime.probe`
+MAX_TOLD = 500  # characters of an error
 COPY_AGAIN = "copy the bundle again from where it came, or export it again"
 
 
@@ -131,12 +138,30 @@ def _check_packs(packs: list[Path], progress: Progress) -> str:
 def _run_probe(folder: Path, manifest: Manifest) -> str:
     if manifest.probe is None:
         return "no run: the export stored none; --verify full, the default up to 2 GiB, or run does"
-    # Imports ONNX Runtime.
-    from runtime.stored_probe import check_probe, open_for_probe
+    import runtime.onnx_runtime  # noqa: F401  (says what to install where it is missing)
 
-    try:
-        difference = check_probe(open_for_probe(folder), manifest.probe)
-    except BundleError as error:
-        raise BundleError(f"{folder} does not run as it did at export: {error}; {COPY_AGAIN}") from None
+    answer = _repeat_in_child(folder)
+    if "problem" in answer:
+        raise BundleError(
+            f"{folder} does not run as it did at export: {answer['problem']}; {COPY_AGAIN}"
+        )
     count = len(manifest.probe.token_ids)
-    return f"a run of {count} tokens: those of the export, logits within {difference:.1e}"
+    return f"a run of {count} tokens: those of the export, logits within {answer['difference']:.1e}"
+
+
+def _repeat_in_child(folder: Path) -> dict[str, Any]:
+    """What `runtime.probe` says of the stored run, in a process that a kernel may crash."""
+    result = subprocess.run(
+        [sys.executable, "-P", "-m", "runtime.probe", str(folder.absolute())],
+        input=json.dumps(REPEAT).encode(),
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(os.path.isabs, sys.path))},
+        check=False,
+    )
+    if result.returncode < 0:
+        return {"problem": f"the process was ended by {signal.Signals(-result.returncode).name}"}
+    if result.returncode:
+        told = result.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
+        return {"problem": told[-1][:MAX_TOLD]}
+    answer: dict[str, Any] = json.loads(result.stdout)
+    return answer

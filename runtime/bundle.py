@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,12 +12,13 @@ from graphs.contract import Phase
 from graphs.manifest import FileEntry, Manifest, ManifestError, read_manifest
 from graphs.plain_files import read_plain
 from runtime.errors import BundleError
-from runtime.graph_file import GraphLimits, check_graph_file
+from runtime.graph_check.graph_file import check_graph_file
+from runtime.graph_check.limits import GraphLimits
+from runtime.graph_check.wire_format import GraphFileError
 from runtime.samplers import BeamSampler, ContrastiveSampler, Sampler
 from runtime.samplers import get as get_sampler
 from runtime.tokenization.pipeline import Pipeline, check_file_names, read_files
 from runtime.tokenization.tokenizer import Tokenizer
-from runtime.wire_format import GraphFileError
 
 MAX_ROWS = 256  # of one prompt that a bundle's own sampler may ask for: each has a cache
 MAX_MESSAGE = 500
@@ -41,12 +42,14 @@ class Bundle:
         manifest: what it holds.
         tokenizer: `None` if it has none.
         verified: whether the hash of the weights was checked too.
+        pack_bytes: by the name of a graph file, what its weights take at most, packed.
     """
 
     folder: Path
     manifest: Manifest
     tokenizer: Tokenizer | None
     verified: bool = False
+    pack_bytes: Mapping[str, int] = field(default_factory=dict)
 
     def graph_path(self, phase: Phase) -> Path:
         """The graph file of a phase."""
@@ -79,13 +82,13 @@ def load_bundle(folder: str | Path, *, verify: bool = False) -> Bundle:
         for entry in manifest.files:
             entry.check_size(folder)
         _check_sampler(folder, manifest)
-        _check_graphs(folder, manifest)
+        pack_bytes = _check_graphs(folder, manifest)
         tokenizer = _find_tokenizer(folder, manifest)
         if verify:
             manifest.weights.check_hash(folder)
     except (ManifestError, OSError) as error:
         raise BundleError(str(error)) from None
-    return Bundle(folder, manifest, tokenizer, verify)
+    return Bundle(folder, manifest, tokenizer, verify, pack_bytes)
 
 
 def open_bundle(
@@ -130,8 +133,10 @@ def _read_checked(folder: Path, entry: FileEntry) -> bytes:
     return data
 
 
-def _check_graphs(folder: Path, manifest: Manifest) -> None:
+def _check_graphs(folder: Path, manifest: Manifest) -> dict[str, int]:
+    """Checks the graph files; returns what the weights of each take at most, packed."""
     weights = manifest.weights
+    pack_bytes = {}
     # A graph that serves both phases is one of any number of tokens, as prefill's is.
     phases = {manifest.graphs[phase]: phase for phase in (Phase.DECODE, Phase.PREFILL)}
     for entry, phase in phases.items():
@@ -145,12 +150,13 @@ def _check_graphs(folder: Path, manifest: Manifest) -> None:
         )
         data = _read_checked(folder, entry)
         try:
-            check_graph_file(data, limits)
+            pack_bytes[entry.name] = check_graph_file(data, limits)
         except GraphFileError as error:
             raise BundleError(
                 f"{folder / entry.name} {_short(error)}. Do not use this bundle unless you know "
                 "who made it; export the model again with this version"
             ) from None
+    return pack_bytes
 
 
 def _short(error: Exception) -> str:

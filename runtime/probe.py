@@ -2,9 +2,10 @@
 
 Reads a JSON request from standard input: nothing, or `token_ids` [rows, length], `prompt_lengths`
 [rows] and `steps`. Each row's prompt is its first tokens; its next `steps` tokens follow one by one.
-Writes to standard output in NumPy's `.npz` format: of such a request the `logits` after the prompt and
-after each step, float32 [rows, 1 + steps, vocabulary]; `probe`, the JSON of what
-`runtime.stored_probe` makes; and the process's peak memory.
+Of the request `repeat` it repeats the run that the manifest stores, and writes JSON: the largest
+`difference` of a logit, or the `problem`. Of others it writes to standard output in NumPy's `.npz`
+format: of such a request the `logits` after the prompt and after each step, float32 [rows, 1 + steps,
+vocabulary]; `probe`, the JSON of what `runtime.stored_probe` makes; and the process's peak memory.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ from numpy.typing import NDArray
 
 from graphs.manifest import read_manifest
 from runtime.decoder import Decoder
-from runtime.stored_probe import make_probe, open_for_probe
+from runtime.errors import RuntimeMissingError
+from runtime.stored_probe import check_probe, make_probe, open_for_probe
 from runtime.system.memory import peak_memory_bytes
+
+REPEAT = "repeat"  # the request
 
 
 def teacher_forced_logits(
@@ -49,10 +53,24 @@ def teacher_forced_logits(
     return np.stack(collected, axis=1)
 
 
+def _repeat(folder: Path) -> dict[str, float | str]:
+    probe = read_manifest(folder).probe
+    assert probe is not None
+    try:
+        return {"difference": check_probe(open_for_probe(folder), probe)}
+    except RuntimeMissingError:
+        raise
+    except Exception as error:  # ONNX Runtime's exceptions share no base of their own
+        return {"problem": " ".join(str(error).split())}
+
+
 def main() -> None:
     """The command."""
     request = json.load(sys.stdin)
     folder = Path(sys.argv[1])
+    if request == REPEAT:
+        print(json.dumps(_repeat(folder)))
+        return
     decoder = open_for_probe(folder)
     probe = make_probe(decoder, read_manifest(folder).precision)
     answer: dict[str, Any] = {"probe": json.dumps(None if probe is None else asdict(probe))}

@@ -196,3 +196,33 @@ def test_it_leaves_the_bundle_as_it_is(toy_bundle, tmp_path):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     check_bundle(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+# === Graphs that do not run ===
+
+
+def stored_run_ends(monkeypatch, statement):
+    """Has the process of the stored run do something else at its start."""
+    program = f"import os, sys, json; {statement}"
+    run = subprocess.run
+
+    def replaced(command, **options):
+        assert command[-3:-1] == ["-m", "runtime.probe"]
+        return run([sys.executable, "-c", program], **options)
+
+    monkeypatch.setattr("exporter.check.subprocess.run", replaced)
+
+
+@pytest.mark.parametrize(
+    ("statement", "told"),
+    [
+        ("os.kill(os.getpid(), 11)", "the process was ended by SIGSEGV"),
+        ("os.abort()", "the process was ended by SIGABRT"),
+        ("sys.exit('RuntimeError: a kernel failed')", "RuntimeError: a kernel failed"),
+        ("os._exit(3)", "no reason given"),
+    ],
+)
+def test_a_stored_run_whose_process_ends(toy_bundle, monkeypatch, capsys, statement, told):
+    stored_run_ends(monkeypatch, statement)
+    assert main(["--check", str(toy_bundle)]) == 1
+    assert f"does not run as it did at export: {told}" in capsys.readouterr().err

@@ -32,9 +32,10 @@ from exporter.presets.keras_config import backbone_config, dtype_policy, seriali
 from graphs.contract import Phase
 from graphs.manifest import MANIFEST_FILE, ManifestError, read_manifest
 from graphs.sealed_json import SEAL, seal
-from runtime.graph_file import GraphLimits, check_graph_file
+from runtime.graph_check.graph_file import check_graph_file
+from runtime.graph_check.limits import GraphLimits
+from runtime.graph_check.wire_format import GraphFileError
 from runtime.tokenization.tokenizer import Tokenizer
-from runtime.wire_format import GraphFileError
 from tests.exporter.torch_files import write_torch_file
 from tests.faults.good_presets import MERGES, TINY, VOCABULARY, tensors, tokenizer_json
 from tests.faults.preset_reading import use_tokenizer
@@ -321,7 +322,7 @@ HARNESSES = {
         _manifest_seeds, _mutate_manifest, _run_manifest, (ManifestError,),
     ),
     "graph": Harness(
-        "runtime.graph_file: the graph of a bundle",
+        "runtime.graph_check: the graph of a bundle",
         _graph_seeds, mutate_bytes, _run_graph, (GraphFileError,),
     ),
     "tokenizer": Harness(

@@ -29,7 +29,8 @@ from graphs.manifest import target_cache_dtype  # noqa: E402
 from graphs.passes import expected_counts, passes, rewrite  # noqa: E402
 from graphs.program import Program  # noqa: E402
 from graphs.quantization import phase_schemes  # noqa: E402
-from runtime.graph_file import GraphLimits, check_graph_file  # noqa: E402
+from runtime.graph_check.graph_file import check_graph_file  # noqa: E402
+from runtime.graph_check.limits import GraphLimits  # noqa: E402
 from tests.graphs.cuda_helpers import (  # noqa: E402
     WEIGHTS_FILE,
     NoWeights,

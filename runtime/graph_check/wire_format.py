@@ -70,6 +70,8 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
         byte = data[position]
         value |= (byte & 127) << shift
         shift += 7
+    if value >= 2**64:  # of which others take the lower 64
+        raise GraphFileError("is damaged: a number has more than 64 bits")
     return value, position + 1
 
 
@@ -82,6 +84,20 @@ def text(message: Message, name: str) -> str:
         return value.decode()
     except UnicodeDecodeError:
         raise GraphFileError(f"is damaged: {name} is not UTF-8 text") from None
+
+
+def name_of(message: Message) -> bytes:
+    """A name as it is in the file: ONNX Runtime does not decode it either."""
+    return names_of(message, "name")[-1] if "name" in message else b""
+
+
+def names_of(message: Message, field: str) -> list[bytes]:
+    """All names of a field."""
+    found = message.get(field, [])
+    for name in found:
+        if not isinstance(name, bytes):
+            raise GraphFileError(f"is damaged: {field} is no text")
+    return found
 
 
 def number(message: Message, name: str) -> int:

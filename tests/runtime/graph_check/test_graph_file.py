@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from graphs.contract import Phase
 from graphs.manifest import read_manifest
-from runtime.graph_file import GraphLimits, check_graph_file
-from runtime.wire_format import GraphFileError, integers, number, read_message, text
+from runtime.graph_check.graph_file import check_graph_file
+from runtime.graph_check.limits import GraphLimits
+from runtime.graph_check.wire_format import GraphFileError, integers, number, read_message, text
 
 NAMES = {1: "a", 2: "b", 300: "c"}
-DATA = (Path(__file__).parents[1] / "data" / "toy_bundle" / "prefill.onnx").read_bytes()
+DATA = (Path(__file__).parents[2] / "data" / "toy_bundle" / "prefill.onnx").read_bytes()
 
 
 @pytest.fixture(scope="module")
