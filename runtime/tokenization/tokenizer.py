@@ -190,16 +190,20 @@ class Tokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(
-        self, texts: Sequence[str], check: Callable[[], object] | None = None
+        self,
+        texts: Sequence[str],
+        check: Callable[[], object] | None = None,
+        enough: int | None = None,
     ) -> list[list[int]]:
         """`encode` for several texts.
 
         Args:
             texts: of any length; long ones of OPT's own tokenizer are encoded in parts.
             check: called every now and then; what it raises ends the work.
+            enough: tokens of a text after which the rest of it may be left out.
         """
         rows: list[list[int]] = [[] for _ in texts]
-        for number, parts in enumerate(self._groups(texts)):
+        for number, parts in enumerate(self._groups(texts, rows, enough)):
             if number and check is not None:
                 check()
             encoded = self._encode([text for _, text in parts], check)
@@ -223,12 +227,16 @@ class Tokenizer:
         if size > most:
             raise ValueError(f"{size:,} bytes or more, and {tokens} tokens stand for at most {most:,}")
 
-    def _groups(self, texts: Sequence[str]) -> Iterator[list[tuple[int, str]]]:
+    def _groups(
+        self, texts: Sequence[str], rows: list[list[int]], enough: int | None
+    ) -> Iterator[list[tuple[int, str]]]:
         """Parts of texts, each with its text's number, that are to be encoded at a time."""
         group: list[tuple[int, str]] = []
         room = PART_CHARACTERS
         for row, text in enumerate(texts):
             for part in self._parts(text):
+                if enough is not None and len(rows[row]) >= enough:
+                    break
                 group.append((row, part))
                 room -= len(part)
                 if room <= 0:

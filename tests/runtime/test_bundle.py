@@ -87,8 +87,8 @@ def test_another_contract_revision(toy_bundle_copy: Path, revision: Any) -> None
     edit_manifest(toy_bundle_copy, lambda values: values.update(contract_revision=revision))
     assert_refused(
         toy_bundle_copy,
-        f"follows revision {revision} of the graph contract and this runtime knows 1 and 2: export it "
-        "again with this version, or use the version that wrote it",
+        f"follows revision {revision!r} of the graph contract and this runtime knows 1 and 2: export "
+        "it again with this version, or use the version that wrote it",
     )
 
 
