@@ -257,6 +257,12 @@ def json_pipeline(text: str, special: SpecialTokens) -> Pipeline:
     backend.no_padding()
     vocabulary = backend.get_vocab(with_added_tokens=True)
     known = set(vocabulary.values())
+    # The library counts added tokens on from the number of the others, whatever their ids.
+    if len(known) != len(vocabulary):
+        raise ValueError(
+            f"the library gives added tokens of {TOKENIZER_FILE} the ids of others; write the file again "
+            "without gaps in the ids of its vocabulary"
+        )
     for name, token_id in special.__dict__.items():
         optional = name == "start_token_id" and token_id is None
         if not optional and (type(token_id) is not int or token_id not in known):

@@ -68,9 +68,9 @@ def generated(seed: int, number: int) -> dict[str, str]:
     source = random.Random(f"{seed}:{number}")
     if source.random() < 0.15:
         return _plain_files(source)
-    names = list(_SEEDS) if source.random() < 0.2 else _BYTE_LEVEL
+    names = list(_SEEDS) if source.random() < 0.1 else _BYTE_LEVEL
     values = json.loads(json.dumps(_SEEDS[source.choice(names)]))
-    for _ in range(source.choice((1, 2, 2, 3, 4, 8))):
+    for _ in range(source.choice((1, 2, 2, 3, 4, 6))):
         values = _change(values, source)
     special: Any = SPECIAL_IDS
     if source.random() < 0.1:
@@ -101,13 +101,13 @@ def _change(values: Any, source: random.Random) -> Any:
     if not isinstance(values, dict):
         return values
     kind = source.random()
-    if kind < 0.35:
-        place = source.choice(("normalizer", "normalizer", "pre_tokenizer", "pre_tokenizer", *PLACES))
+    if kind < 0.55:
+        place = source.choice((*(("normalizer", "pre_tokenizer") * 4), *PLACES))
         values[place] = _with_step(values.get(place), *PLACES[place], source)
-    elif kind < 0.45:
-        part = source.choice((*PLACES, "added_tokens"))
+    elif kind < 0.65:
+        part = source.choice(("normalizer", "pre_tokenizer", "post_processor", "added_tokens"))
         values[part] = json.loads(json.dumps(source.choice(list(_SEEDS.values()))[part]))
-    elif kind < 0.6:
+    elif kind < 0.75:
         path, value = source.choice(SETTINGS)
         place = values
         for name in path[:-1]:
@@ -122,7 +122,7 @@ def _change(values: Any, source: random.Random) -> Any:
 def _with_step(old: Any, name: str, known: list[Any], source: random.Random) -> dict[str, Any]:
     """A sequence of the steps there were and one to several more, perhaps within sequences."""
     steps = [] if old is None else [old]
-    for _ in range(source.choice((1, 1, 1, 2, 3, 40))):
+    for _ in range(source.choice((1, 1, 1, 1, 1, 1, 2, 2, 3, 40))):
         steps.insert(source.randrange(len(steps) + 1), source.choice(known))
     sequence: dict[str, Any] = {"type": "Sequence", name: steps}
     for _ in range(source.choice((0, 0, 0, 1, 5))):
