@@ -260,8 +260,8 @@ def json_pipeline(text: str, special: SpecialTokens) -> Pipeline:
     # The library counts added tokens on from the number of the others, whatever their ids.
     if len(known) != len(vocabulary):
         raise ValueError(
-            f"the library gives added tokens of {TOKENIZER_FILE} the ids of others; write the file again "
-            "without gaps in the ids of its vocabulary"
+            f"the library gives added tokens of {TOKENIZER_FILE} the ids of others; write the file "
+            "again without gaps in the ids of its vocabulary"
         )
     for name, token_id in special.__dict__.items():
         optional = name == "start_token_id" and token_id is None
