@@ -12,6 +12,8 @@ import enum
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 
+from graphs.shown import shown
+
 INPUT_IDS = "input_ids"
 LOGITS = "logits"
 HIDDEN_STATES = "hidden_states"
@@ -185,26 +187,28 @@ class ModelConfig:
         needed = {field.name for field in fields(cls) if field.default is MISSING}
         surplus, missing = sorted(set(values) - known), sorted(needed - set(values))
         if surplus or missing:
-            raise ValueError(f"model configuration: unknown names {surplus}, missing {missing}")
+            raise ValueError(
+                f"model configuration: unknown names {shown(surplus)}, missing {shown(missing)}"
+            )
         return cls(**values)  # type: ignore[arg-type]
 
 
 def _check_field(name: str, value: object, default: object) -> None:
     if name == "layer_norm_epsilon":
         if not isinstance(value, float) or not 0 < value < 1:
-            raise ValueError(f"{name} must be between 0 and 1, got {value!r}")
+            raise ValueError(f"{name} must be between 0 and 1, got {shown(value)}")
     elif name == "activation":
         if value not in ACTIVATIONS:
-            raise ValueError(f"{name} must be one of {', '.join(ACTIVATIONS)}; got {value!r}")
+            raise ValueError(f"{name} must be one of {', '.join(ACTIVATIONS)}; got {shown(value)}")
     elif isinstance(default, bool):
         if not isinstance(value, bool):
-            raise ValueError(f"{name} must be true or false, got {value!r}")
+            raise ValueError(f"{name} must be true or false, got {shown(value)}")
     elif name == "embedding_dim" and value is None:
         return
     elif not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r:.200}")
+        raise ValueError(f"{name} must be a whole number of at least 1, got {shown(value)}")
     elif value > MAX_SIZES[name]:
-        raise ValueError(f"{name} must be at most {MAX_SIZES[name]}, got {value!r:.200}")
+        raise ValueError(f"{name} must be at most {MAX_SIZES[name]}, got {shown(value)}")
 
 
 def past_names(layer: int) -> tuple[str, str]:

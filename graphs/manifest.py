@@ -12,6 +12,7 @@ from typing import Any
 from graphs.contract import CACHE_BYTES, ModelConfig, Phase, Revision
 from graphs.plain_files import hash_file, is_plain, read_plain
 from graphs.sealed_json import SEAL, SealError, check_seal, seal, unseal
+from graphs.shown import cut, shown
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = "opt-onnx-bundle"
@@ -59,11 +60,12 @@ class FileEntry:
         plain = isinstance(self.name, str) and self.name not in ("", ".", "..")
         plain = plain and self.name.isprintable()  # an error that names it must be one that prints
         if not plain or any(mark in self.name for mark in "/\\\0:"):
-            raise ManifestError(f"a bundle's files have plain names, got {self.name!a}")
+            name = shown(self.name).encode("ascii", "backslashreplace").decode()
+            raise ManifestError(f"a bundle's files have plain names, got {name}")
         if type(self.size) is not int or self.size < 0:
-            raise ManifestError(f"{self.name}: the size must be a whole number, got {self.size!r}")
+            raise ManifestError(f"{self.name}: the size must be a whole number, got {shown(self.size)}")
         if not isinstance(self.sha256, str) or not re.fullmatch("[0-9a-f]{64}", self.sha256):
-            raise ManifestError(f"{self.name}: the hash must have 64 digits, got {self.sha256!r}")
+            raise ManifestError(f"{self.name}: the hash must have 64 digits, got {shown(self.sha256)}")
 
     @classmethod
     def of(cls, path: Path) -> FileEntry:
@@ -219,7 +221,7 @@ def read_manifest(folder: Path) -> Manifest:
     if type(revision) is not int or revision not in set(Revision):
         known = " and ".join(str(int(one)) for one in Revision)
         raise ManifestError(
-            f"{folder} follows revision {revision} of the graph contract and this runtime knows "
+            f"{folder} follows revision {shown(revision)} of the graph contract and this runtime knows "
             f"{known}: export it again with this version, or use the version that wrote it"
         )
     try:
@@ -231,34 +233,36 @@ def read_manifest(folder: Path) -> Manifest:
     except ManifestError as error:
         raise ManifestError(f"{path}: {error}") from None
     except KeyError as error:
-        raise ManifestError(f"{path} lacks the value {error}") from None
+        raise ManifestError(f"{path} lacks the value {shown(error.args[0])}") from None
     except (TypeError, ValueError, AttributeError) as error:
-        raise ManifestError(f"{path} is not valid: {error}") from None
+        raise ManifestError(f"{path} is not valid: {cut(error)}") from None
 
 
 def _parse(values: dict[str, Any]) -> Manifest:
     surplus = sorted(set(values) - {field.name for field in fields(Manifest)} - {"format", SEAL})
     if surplus:
-        raise ManifestError(f"unknown names {surplus}")
+        raise ManifestError(f"unknown names {shown(surplus)}")
     for name, allowed in (
         ("precision", PRECISIONS),
         ("target", TARGETS),
         ("cache_dtype", CACHE_DTYPES),
     ):
         if values[name] not in allowed:
-            raise ManifestError(f"{name} must be one of {allowed}, got {values[name]!r}")
+            raise ManifestError(f"{name} must be one of {allowed}, got {shown(values[name])}")
     _check_target(values)
     model = ModelConfig.from_dict(values["model"])
     generation = GenerationDefaults(**values["generation"])
     if not isinstance(generation.sampler, (str, dict)):
-        raise ManifestError(f"generation.sampler is no configuration: {generation.sampler!r}")
+        raise ManifestError(f"generation.sampler is no configuration: {shown(generation.sampler)}")
     for name in ("source", "versions"):
         mapping = values[name]
         if not isinstance(mapping, dict) or not all(isinstance(v, str) for v in mapping.values()):
             raise ManifestError(f"{name} is not valid: must map names to strings")
     length = generation.max_length
     if type(length) is not int or not 1 <= length <= model.max_sequence_length:
-        raise ManifestError(f"generation.max_length is not within the model's positions: {length!r}")
+        raise ManifestError(
+            f"generation.max_length is not within the model's positions: {shown(length)}"
+        )
     entries = {Phase(phase): FileEntry(**entry) for phase, entry in values["graphs"].items()}
     missing = sorted(set(Phase) - set(entries))
     if missing:
@@ -279,7 +283,7 @@ def _parse(values: dict[str, Any]) -> Manifest:
     )
     names = [entry.name for entry in manifest.files]
     if len(set(names)) != len(names):
-        raise ManifestError(f"files are named twice: {names}")
+        raise ManifestError(f"files are named twice: {shown(names)}")
     _check_sizes(manifest)
     return manifest
 
@@ -290,13 +294,15 @@ def _check_target(values: Mapping[str, Any]) -> None:
     # Plain ONNX may be in any precision of CPUs, of which the exporter makes one.
     known = TARGET_PRECISIONS["cuda" if target == "cuda" else "cpu"]
     if precision not in known:
-        raise ManifestError(f"target {target!r} has no precision {precision!r}")
+        raise ManifestError(f"target {shown(target)} has no precision {shown(precision)}")
     for name, wanted in (
         ("contract_revision", target_revision(target)),
         ("cache_dtype", target_cache_dtype(target, precision)),
     ):
         if values[name] != wanted:
-            raise ManifestError(f"{name} of target {target!r} must be {wanted}, got {values[name]!r}")
+            raise ManifestError(
+                f"{name} of target {shown(target)} must be {wanted}, got {shown(values[name])}"
+            )
 
 
 def _parse_probe(values: Any, model: ModelConfig) -> Probe | None:

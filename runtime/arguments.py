@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
-import numpy as np
-
 from graphs.contract import ModelConfig
+from graphs.shown import shown
+from runtime.numbers import read_whole, whole_number
 from runtime.tokenization.tokenizer import Tokenizer
 
-StopTokenIds = Literal["auto"] | Sequence[int] | None
+StopTokenIds = Literal["auto"] | Iterable[int] | None
 
 
 def check_length(length: object, name: str, config: ModelConfig) -> int:
@@ -20,18 +19,28 @@ def check_length(length: object, name: str, config: ModelConfig) -> int:
     Raises:
         ValueError: if it is no whole number, less than 1, or more than the model's positions.
     """
-    if not isinstance(length, (int, np.integer)) or isinstance(length, bool) or length < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {length!r}")
+    number = whole_number(name, length)
     positions = config.max_sequence_length
-    if length > positions:
-        raise ValueError(f"{name} is {length}, more than the model's {positions} positions")
-    return int(length)
+    if number > positions:
+        raise ValueError(f"{name} is {shown(number)}, more than the model's {positions} positions")
+    return number
 
 
 def encode_prompts(
-    texts: Sequence[str], tokenizer: Tokenizer | None, limit: int, config: ModelConfig
+    texts: Sequence[str],
+    tokenizer: Tokenizer | None,
+    limit: int,
+    config: ModelConfig,
+    check: Callable[[], object] | None = None,
 ) -> list[tuple[int, ...]]:
     """Token ids of texts, each with the start token before it where the tokenizer has one.
+
+    Args:
+        texts: the prompts; none of them is encoded if one is too long by its bytes alone.
+        tokenizer: turns text into tokens.
+        limit: most tokens of a prompt.
+        config: sizes of the model.
+        check: called every now and then; what it raises ends the work.
 
     Raises:
         ValueError: if there is no tokenizer, or a prompt has no token or more than `limit`.
@@ -41,8 +50,14 @@ def encode_prompts(
             "text needs a tokenizer and this model has none; give a dictionary of "
             "'token_ids' and 'padding_mask'"
         )
+    for text in texts:
+        try:
+            tokenizer.check_size(text, limit)
+        except ValueError as error:
+            remedy = _shorter(limit + 1, limit, config)
+            raise ValueError(f"a prompt has {error} (max_length={limit}); {remedy}") from None
     start = () if tokenizer.start_token_id is None else (tokenizer.start_token_id,)
-    prompts = [(*start, *ids) for ids in tokenizer.encode_batch(texts)]
+    prompts = [(*start, *ids) for ids in tokenizer.encode_batch(texts, check)]
     if not all(prompts):
         raise ValueError(
             f"prompt {prompts.index(())} has no token, and this tokenizer has no start token to "
@@ -50,17 +65,19 @@ def encode_prompts(
         )
     longest = max(prompts, key=len)
     if len(longest) > limit:
-        positions = config.max_sequence_length
-        remedy = (
-            f"raise max_length (the model has {positions} positions) or shorten the prompt"
-            if len(longest) < positions
-            else f"shorten the prompt to below the model's {positions} positions"
-        )
         raise ValueError(
             f"a prompt has {len(longest)} tokens{' with the start token' if start else ''}, more "
-            f"than max_length={limit}; {remedy}"
+            f"than max_length={limit}; {_shorter(len(longest), limit, config)}"
         )
     return prompts
+
+
+def _shorter(tokens: int, limit: int, config: ModelConfig) -> str:
+    """What to do about a prompt of too many tokens."""
+    positions = config.max_sequence_length
+    if tokens < positions:
+        return f"raise max_length (the model has {positions} positions) or shorten the prompt"
+    return f"shorten the prompt to below the model's {positions} positions"
 
 
 def check_prompts(prompts: Sequence[tuple[int, ...]], config: ModelConfig) -> None:
@@ -75,32 +92,39 @@ def check_prompts(prompts: Sequence[tuple[int, ...]], config: ModelConfig) -> No
 
 
 def read_stop_ids(
-    stop_token_ids: StopTokenIds, tokenizer: Tokenizer | None, config: ModelConfig
-) -> frozenset[int]:
-    """The tokens that end a row, `"auto"` being the tokenizer's end token.
+    stop_token_ids: StopTokenIds, config: ModelConfig
+) -> frozenset[int] | Literal["auto"]:
+    """The tokens that end a row, or `"auto"`; an iterator is read once, here.
 
     Raises:
-        ValueError: if they are no token ids, or `"auto"` and there is no tokenizer.
+        ValueError: if they are no token ids.
     """
     if stop_token_ids is None:
         return frozenset()
-    if isinstance(stop_token_ids, str):
-        return _named_stop_ids(stop_token_ids, tokenizer)
-    try:
-        stops = frozenset(operator.index(token) for token in stop_token_ids)
-    except TypeError:
+    if isinstance(stop_token_ids, str) and stop_token_ids == "auto":
+        return "auto"
+    if isinstance(stop_token_ids, str) or not isinstance(stop_token_ids, Iterable):
         raise ValueError(
-            f"stop_token_ids must be 'auto', None or token ids, got {stop_token_ids!r}"
-        ) from None
+            f"stop_token_ids must be 'auto', None or token ids, got {shown(stop_token_ids)}"
+        )
+    stops: set[int] = set()
     size = config.vocabulary_size
-    if any(not 0 <= token < size for token in stops):
-        raise ValueError(f"stop_token_ids must be ids from 0 to {size - 1}, got {stop_token_ids}")
-    return stops
+    for value in stop_token_ids:
+        token = read_whole(value)
+        if token is None:
+            raise ValueError(f"stop_token_ids must be 'auto', None or token ids, got {shown(value)}")
+        if not 0 <= token < size:
+            raise ValueError(f"stop_token_ids must be ids from 0 to {size - 1}, got {shown(token)}")
+        stops.add(token)
+    return frozenset(stops)
 
 
-def _named_stop_ids(name: str, tokenizer: Tokenizer | None) -> frozenset[int]:
-    if name != "auto":
-        raise ValueError(f"stop_token_ids must be 'auto', None or token ids, got {name!r}")
+def end_token_ids(tokenizer: Tokenizer | None) -> frozenset[int]:
+    """What `stop_token_ids="auto"` means.
+
+    Raises:
+        ValueError: if there is no tokenizer.
+    """
     if tokenizer is None:
         raise ValueError(
             "stop_token_ids='auto' takes the tokenizer's end token, and this model has no "

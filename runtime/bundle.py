@@ -11,6 +11,7 @@ from typing import TypeVar
 from graphs.contract import Phase
 from graphs.manifest import FileEntry, Manifest, ManifestError, read_manifest
 from graphs.plain_files import read_plain
+from graphs.shown import cut
 from runtime.errors import BundleError
 from runtime.graph_check.graph_file import check_graph_file
 from runtime.graph_check.limits import GraphLimits
@@ -21,7 +22,6 @@ from runtime.tokenization.pipeline import Pipeline, check_file_names, read_files
 from runtime.tokenization.tokenizer import Tokenizer
 
 MAX_ROWS = 256  # of one prompt that a bundle's own sampler may ask for: each has a cache
-MAX_MESSAGE = 500
 
 _Opened = TypeVar("_Opened")
 
@@ -153,23 +153,17 @@ def _check_graphs(folder: Path, manifest: Manifest) -> dict[str, int]:
             pack_bytes[entry.name] = check_graph_file(data, limits)
         except GraphFileError as error:
             raise BundleError(
-                f"{folder / entry.name} {_short(error)}. Do not use this bundle unless you know "
+                f"{folder / entry.name} {cut(error)}. Do not use this bundle unless you know "
                 "who made it; export the model again with this version"
             ) from None
     return pack_bytes
-
-
-def _short(error: Exception) -> str:
-    """What a file says of itself may be megabytes."""
-    told = str(error)
-    return told if len(told) <= MAX_MESSAGE else f"{told[:MAX_MESSAGE]} …"
 
 
 def _check_sampler(folder: Path, manifest: Manifest) -> None:
     try:
         sampler = get_sampler(manifest.generation.sampler)
     except (ValueError, TypeError) as error:
-        raise ManifestError(f"{folder}: its sampler is not valid: {error}") from None
+        raise ManifestError(f"{folder}: its sampler is not valid: {cut(error)}") from None
     if (rows := _rows_of(sampler)) > MAX_ROWS:
         raise ManifestError(
             f"{folder}: its sampler asks for {rows} rows for each prompt, of at most {MAX_ROWS}"

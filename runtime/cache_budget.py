@@ -13,6 +13,7 @@ from graphs.contract import CACHE_BYTES
 from runtime.cache import cache_bytes
 from runtime.decoder import Decoder
 from runtime.errors import CacheMemoryError
+from runtime.numbers import whole_number
 from runtime.sizes import format_bytes
 from runtime.system.available_memory import available_memory_bytes
 
@@ -70,11 +71,8 @@ class CacheBudget:
     """
 
     def __init__(self, limit: int | None = None) -> None:
-        if limit is not None and (type(limit) is not int or limit < 1):
-            raise ValueError(
-                "max_cache_bytes must be a whole number of at least 1, or None for no limit; "
-                f"got {limit!r}"
-            )
+        if limit is not None:
+            limit = whole_number("max_cache_bytes", limit, none="no limit")
         self._limit = limit
         self._lock = threading.Lock()
         self._caches: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()

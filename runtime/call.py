@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Generator
 from dataclasses import dataclass
+from typing import Literal
 
-from runtime.arguments import StopTokenIds
 from runtime.call_limits import CallCut, CallLimits
 from runtime.generation import Run
 from runtime.samplers import Sampler
@@ -18,7 +18,7 @@ class Call:
 
     sampler: Sampler
     max_length: int | None
-    stop_token_ids: StopTokenIds
+    stop_token_ids: frozenset[int] | Literal["auto"]
     strip_prompt: bool
     limits: CallLimits
 
@@ -27,6 +27,8 @@ class Call:
 
         Left early, it frees the run's cache at once.
         """
+        if run.cut_reason is not None:  # before its prompts were read
+            return
         with contextlib.closing(run.steps()) as steps:
             try:
                 yield from steps

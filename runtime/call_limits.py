@@ -6,7 +6,9 @@ import math
 import time
 from typing import Protocol
 
+from graphs.shown import shown
 from runtime.errors import GenerationCancelledError, GenerationTimeoutError
+from runtime.numbers import positive_number
 from runtime.results import CutReason
 
 
@@ -37,12 +39,10 @@ class CallLimits:
     """
 
     def __init__(self, timeout: float | None = None, cancel: CancelEvent | None = None) -> None:
-        if timeout is not None and not _is_positive(timeout):
-            raise ValueError(
-                f"timeout must be a number of seconds above 0, or None for no limit; got {timeout!r}"
-            )
+        if timeout is not None:
+            timeout = positive_number("timeout", timeout, unit="seconds", none="no limit")
         if cancel is not None and not callable(getattr(cancel, "is_set", None)):
-            raise ValueError(f"cancel must be a threading.Event or None, got {cancel!r}")
+            raise ValueError(f"cancel must be a threading.Event or None, got {shown(cancel)}")
         self._timeout = timeout
         self._deadline = math.inf if timeout is None else time.monotonic() + timeout
         self._cancel = cancel
@@ -63,8 +63,3 @@ class CallLimits:
         if reason == "cancelled":
             return GenerationCancelledError(f"the call was cancelled {state}")
         return GenerationTimeoutError(f"the call reached its timeout of {self._timeout:g} s {state}")
-
-
-def _is_positive(value: object) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and 0 < value < math.inf  # type: ignore[operator]

@@ -7,6 +7,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Literal
 
+from graphs.shown import shown
 from runtime.errors import RuntimeMissingError
 from runtime.log import tell
 
@@ -81,7 +82,7 @@ def _parse(device: str) -> Device | None:
     )
     if match is None:
         raise ValueError(
-            f"device must be one of auto, cpu, cuda and cuda:N for GPU number N; got {device!r}"
+            f"device must be one of auto, cpu, cuda and cuda:N for GPU number N; got {shown(device)}"
         )
     if match[0] == "auto":
         return None

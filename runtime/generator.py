@@ -9,18 +9,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from graphs.shown import shown
 from runtime import samplers
 from runtime.arguments import (
     StopTokenIds,
     check_length,
     check_prompts,
     encode_prompts,
+    end_token_ids,
     read_stop_ids,
 )
 from runtime.cache_budget import CacheBudget
 from runtime.call import Call
 from runtime.call_decoder import CallDecoder
-from runtime.call_limits import CallLimits, CancelEvent
+from runtime.call_limits import CallCut, CallLimits, CancelEvent
 from runtime.decoder import Decoder
 from runtime.generation import RowRequest, Run
 from runtime.inputs import (
@@ -32,7 +34,7 @@ from runtime.inputs import (
     read_batch,
 )
 from runtime.outputs import give_results, give_texts, give_tokens, join
-from runtime.results import GenerationResult
+from runtime.results import CutReason, GenerationResult
 from runtime.samplers import Sampler
 from runtime.system.forked_process import check_process
 from runtime.tokenization.tokenizer import StreamDecoder, Tokenizer
@@ -322,7 +324,7 @@ class Generator:
         call = self._call(max_length, stop_token_ids, strip_prompt, timeout, cancel)
         batch = read_batch(prompt)
         if not isinstance(batch, TextBatch) or not batch.single:
-            raise ValueError(f"stream() takes one string, got {prompt!r}")
+            raise ValueError(f"stream() takes one string, got {shown(prompt)}")
         return self._stream_text(self._start(batch, call), call)
 
     def _stream_text(self, run: Run, call: Call) -> Iterator[str]:
@@ -347,7 +349,8 @@ class Generator:
         cancel: CancelEvent | None,
     ) -> Call:
         limits = CallLimits(timeout, cancel)
-        return Call(self.sampler, max_length, stop_token_ids, strip_prompt, limits)
+        stops = read_stop_ids(stop_token_ids, self.config)
+        return Call(self.sampler, max_length, stops, strip_prompt, limits)
 
     def _generate_batch(self, batch: Batch, call: Call) -> Any:
         run = self._finish(batch, call)
@@ -365,6 +368,8 @@ class Generator:
     def _start(self, batch: Batch, call: Call) -> Run:
         """Checks everything that the caller gave and sets up the run."""
         check_process(self._process)
+        decoder = CallDecoder(self._decoder, self._budget, call.limits, self._process)
+        cut: CutReason | None = None
         if isinstance(batch, TokenBatch):
             prompts = [
                 tuple(row[:n].tolist()) for row, n in zip(batch.token_ids, batch.lengths, strict=True)
@@ -373,11 +378,19 @@ class Generator:
         else:
             length = self.max_length if call.max_length is None else call.max_length
             limit = check_length(length, "max_length", self.config)
-            prompts = encode_prompts(batch.texts, self.tokenizer, limit, self.config)
+            try:
+                prompts = encode_prompts(
+                    batch.texts, self.tokenizer, limit, self.config, call.limits.check
+                )
+            except CallCut as error:
+                prompts, cut = [()] * len(batch.texts), error.reason
         check_prompts(prompts, self.config)
-        stops = read_stop_ids(call.stop_token_ids, self.tokenizer, self.config)
-        decoder = CallDecoder(self._decoder, self._budget, call.limits, self._process)
-        return call.sampler.start(decoder, [RowRequest(p, limit, stops) for p in prompts])
+        stops = call.stop_token_ids
+        stop_ids = end_token_ids(self.tokenizer) if stops == "auto" else stops
+        run = call.sampler.start(decoder, [RowRequest(p, limit, stop_ids) for p in prompts])
+        if cut is not None:
+            run.cut(cut)
+        return run
 
 
 def _reopen(cls: type[Generator], source: BundleSource, sampler: Sampler, max_length: int) -> Generator:

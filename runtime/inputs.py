@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from graphs.shown import shown
+
 TOKEN_IDS = "token_ids"
 PADDING_MASK = "padding_mask"
 
@@ -73,7 +75,7 @@ def read_batch(inputs: Any) -> Batch:
         return TextBatch(texts, single=False)
     raise ValueError(
         "generate() takes a string, a non-empty list of strings, a dictionary of 'token_ids' and "
-        f"'padding_mask', or an iterable of these; got {inputs!r}"
+        f"'padding_mask', or an iterable of these; got {shown(inputs)}"
     )
 
 
@@ -93,10 +95,10 @@ def _to_text(value: Any) -> str:
             value.encode()
         except UnicodeEncodeError:
             raise ValueError(
-                f"a prompt holds half a surrogate pair, which is no text: {value!r}"
+                f"a prompt holds half a surrogate pair, which is no text: {shown(value)}"
             ) from None
         return str(value)
-    raise ValueError(f"a prompt must be a string, got {value!r}")
+    raise ValueError(f"a prompt must be a string, got {shown(value)}")
 
 
 def _read_tokens(inputs: Mapping[str, Any]) -> TokenBatch:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from runtime.bundle import Bundle
 from runtime.devices import choose_device
+from runtime.numbers import whole_number
 from runtime.session import SessionDecoder
 
 if TYPE_CHECKING:
@@ -46,11 +47,8 @@ def open_decoder(
         DeviceMemoryError: if the weights do not fit in the GPU's memory.
     """
     manifest = bundle.manifest
-    if max_arena_bytes is not None and (type(max_arena_bytes) is not int or max_arena_bytes < 1):
-        raise ValueError(
-            "max_arena_bytes must be a whole number of at least 1, or None for no limit; got "
-            f"{max_arena_bytes!r}"
-        )
+    if max_arena_bytes is not None:
+        max_arena_bytes = whole_number("max_arena_bytes", max_arena_bytes, none="no limit")
     chosen = choose_device(device, manifest.target, manifest.precision)
     if manifest.target != "cuda" and chosen.kind == "cpu":
         return SessionDecoder(

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from graphs.manifest import FileEntry
+from graphs.shown import shown
 from runtime.bundle import Bundle
 from runtime.devices import CPU, Device
 from runtime.errors import BundleError, RuntimeMissingError
 from runtime.gpu.node_placement import RECORD, check_placement
+from runtime.numbers import whole_number
 from runtime.onnx_runtime import ort
 from runtime.packs.pack_folder import DATA_FILE, MODEL_FILE
 from runtime.packs.packed_weights import PackedWeights, PackError
@@ -48,13 +50,16 @@ CUDA_SETTINGS = {
     "arena_extend_strategy": "kSameAsRequested",
 }
 
+MAX_THREADS = 4096
+
 
 def check_threads(threads: int | None) -> int:
     """The number of threads; 0 leaves the choice to ONNX Runtime."""
     if threads is None:
         return available_cores() or 0
-    if type(threads) is not int or threads < 1:
-        raise ValueError(f"threads must be a whole number of at least 1 or None, got {threads!r}")
+    threads = whole_number("threads", threads, none="")
+    if threads > MAX_THREADS:
+        raise ValueError(f"threads is {shown(threads)}, more than {MAX_THREADS}; give one a core")
     return threads
 
 
@@ -147,7 +152,7 @@ class SessionOpener:
             **CUDA_SETTINGS,
         }
         if max_arena_bytes is not None:
-            settings["gpu_mem_limit"] = str(max_arena_bytes)
+            settings["gpu_mem_limit"] = str(min(max_arena_bytes, 2**63 - 1))
         try:
             session = self._start(
                 self._bundle.folder / graph.name,

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from graphs.shown import shown
 from runtime.decoder import BestLogits, StepOutput
 
 
@@ -92,6 +93,6 @@ class TokenDraw:
         if not whole or min(chosen) < 0 or max(chosen) >= size:
             raise ValueError(
                 f"{type(self._sampler).__name__} must return one token id a row, {rows} whole numbers "
-                f"from 0 to {size - 1}; got {chosen}"
+                f"from 0 to {size - 1}; got {shown(chosen)}"
             )
         return chosen

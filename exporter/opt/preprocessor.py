@@ -212,7 +212,7 @@ class OPTCausalLMPreprocessor:
             shape = [*x.shape, length]
             return tf.ensure_shape(ids, shape), tf.ensure_shape(mask, shape)
         texts, batched = as_strings(x)
-        rows = self.tokenizer.encode_batch(texts)
+        rows = self.tokenizer.encode_batch(texts, enough=length)
         if prompts and self.tokenizer.start_token_id is None and not all(rows):
             raise ValueError(
                 f"prompt {rows.index([])} has no token, and this tokenizer has no start token to "

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from graphs.shown import shown
+
 
 def is_symbolic(inputs: Any) -> bool:
     """Whether this is a tensor without a value yet: inside `tf.data.Dataset.map` or `tf.function`."""
@@ -36,7 +38,7 @@ def as_strings(inputs: Any) -> tuple[list[str], bool]:
         texts = [t.decode() if isinstance(t, bytes) else t for t in texts]
         if all(isinstance(t, str) for t in texts):
             return texts, True
-    raise ValueError(f"expected a string or a flat list of strings, got {inputs!r}")
+    raise ValueError(f"expected a string or a flat list of strings, got {shown(inputs)}")
 
 
 def as_id_rows(inputs: Any) -> tuple[list[list[int]], bool]:
@@ -54,10 +56,12 @@ def as_id_rows(inputs: Any) -> tuple[list[list[int]], bool]:
     if isinstance(inputs, np.ndarray):
         inputs = np.atleast_1d(inputs)
     elif not isinstance(inputs, (list, tuple)):
-        raise ValueError(f"expected token ids, got {inputs!r}")
+        raise ValueError(f"expected token ids, got {shown(inputs)}")
     batched = len(inputs) > 0 and np.ndim(inputs[0]) > 0
     rows = inputs if batched else [inputs]
     try:
         return [[int(i) for i in row] for row in rows], batched
     except TypeError:
-        raise ValueError(f"expected token ids [tokens] or [batch, tokens], got {inputs!r}") from None
+        raise ValueError(
+            f"expected token ids [tokens] or [batch, tokens], got {shown(inputs)}"
+        ) from None

@@ -181,8 +181,9 @@ class OPTTokenizer(Tokenizer):
 
     def _rows(self, texts: list[str]) -> list[list[int]] | list[list[str]]:
         """Ids or token strings of each text, of `sequence_length` where that is set."""
-        rows = self.encode_batch(texts)
-        if (length := self.sequence_length) is not None:
+        length = self.sequence_length
+        rows = self.encode_batch(texts, enough=length)
+        if length is not None:
             rows = [(row + [self.pad_token_id] * length)[:length] for row in rows]
         if self.dtype == "string":
             return [[self.id_to_token(i) for i in row] for row in rows]

@@ -17,6 +17,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 
+from graphs.shown import shown
 from runtime.probabilities import draw, exponentials, softmax
 from runtime.samplers.beam import BeamSampler
 from runtime.samplers.contrastive import ContrastiveSampler
@@ -88,12 +89,12 @@ def deserialize(config: Mapping[str, object]) -> Sampler:
     if cls is None or not isinstance(values, Mapping):
         classes = sorted([*_CLASSES, *(cls.__name__ for cls in _CLASSES.values())])
         raise ValueError(
-            f"unknown sampler configuration {dict(config)!r}; class_name must be one of {classes}"
+            f"unknown sampler configuration {shown(dict(config))}; class_name must be one of {classes}"
         )
     unknown = [key for key in values if key not in parameters(cls)]
     if unknown:
         raise ValueError(
-            f"the sampler {name} does not take {unknown}; it takes {', '.join(parameters(cls))}"
+            f"the sampler {name} does not take {shown(unknown)}; it takes {', '.join(parameters(cls))}"
         )
     return cls.from_config(values)
 
@@ -110,4 +111,4 @@ def get(identifier: str | Sampler | Mapping[str, object]) -> Sampler:
         return deserialize(identifier)
     if isinstance(identifier, str) and identifier.lower() in _CLASSES:
         return _CLASSES[identifier.lower()]()
-    raise ValueError(f"unknown sampler {identifier!r}; choose one of {sorted(_CLASSES)}")
+    raise ValueError(f"unknown sampler {shown(identifier)}; choose one of {sorted(_CLASSES)}")

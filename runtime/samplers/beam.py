@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from graphs.shown import shown
 from runtime.beam_search import BeamSearchRun
 from runtime.decoder import Decoder
 from runtime.generation import RowRequest, Run
-from runtime.samplers.arguments import whole_number, within_vocabulary
+from runtime.numbers import whole_number
+from runtime.samplers.arguments import within_vocabulary
 from runtime.samplers.sampler import Sampler
 
 
@@ -39,9 +41,9 @@ class BeamSampler(Sampler):
         self, num_beams: int = 5, return_all_beams: bool = False, temperature: float = 1.0
     ) -> None:
         super().__init__(temperature=temperature)
-        self.num_beams = whole_number("num_beams", num_beams, 1)
+        self.num_beams = whole_number("num_beams", num_beams)
         if not isinstance(return_all_beams, bool):
-            raise ValueError(f"return_all_beams must be True or False, got {return_all_beams!r}")
+            raise ValueError(f"return_all_beams must be True or False, got {shown(return_all_beams)}")
         self.return_all_beams = return_all_beams
 
     def check_vocabulary(self, size: int) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 from runtime.contrastive_search import ContrastiveSearchRun
 from runtime.decoder import Decoder
 from runtime.generation import RowRequest, Run
-from runtime.samplers.arguments import share, whole_number, within_vocabulary
+from runtime.numbers import share, whole_number
+from runtime.samplers.arguments import within_vocabulary
 from runtime.samplers.sampler import Sampler
 
 
@@ -32,7 +33,7 @@ class ContrastiveSampler(Sampler):
 
     def __init__(self, k: int = 5, alpha: float = 0.6, temperature: float = 1.0) -> None:
         super().__init__(temperature=temperature)
-        self.k = whole_number("k", k, 1)
+        self.k = whole_number("k", k)
         self.alpha = share("alpha", alpha, zero=True)
 
     def check_vocabulary(self, size: int) -> None:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from runtime.decoder import BestLogits, Decoder
 from runtime.generation import GenerationRun, RowRequest, Run
+from runtime.numbers import positive_number, whole_number
 from runtime.probabilities import softmax
-from runtime.samplers.arguments import positive_number, whole_number
 
 
 class Sampler:
@@ -71,7 +71,7 @@ class Sampler:
 
     def __init__(self, temperature: float = 1.0, seed: int | None = None) -> None:
         self.temperature = positive_number("temperature", temperature)
-        self.seed = None if seed is None else whole_number("seed", seed, 0, or_none=True)
+        self.seed = None if seed is None else whole_number("seed", seed, 0, none="")
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

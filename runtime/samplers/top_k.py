@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.decoder import BestLogits
+from runtime.numbers import whole_number
 from runtime.probabilities import draw_few, draw_one, exponentials, largest_by_id, largest_listed
-from runtime.samplers.arguments import whole_number, within_vocabulary
+from runtime.samplers.arguments import within_vocabulary
 from runtime.samplers.sampler import Sampler
 
 _FEW = 64  # choices: a loop over more is slower than array operations
@@ -30,7 +31,7 @@ class TopKSampler(Sampler):
 
     def __init__(self, k: int = 5, seed: int | None = None, temperature: float = 1.0) -> None:
         super().__init__(temperature=temperature, seed=seed)
-        self.k = whole_number("k", k, 1)
+        self.k = whole_number("k", k)
 
     def check_vocabulary(self, size: int) -> None:
         """Raises `ValueError` if k is larger than the vocabulary."""

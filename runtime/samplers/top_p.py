@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.decoder import BestLogits
+from runtime.numbers import share, whole_number
 from runtime.probabilities import (
     Floats,
     draw_listed,
@@ -22,7 +23,7 @@ from runtime.probabilities import (
     largest_listed,
     running_sums,
 )
-from runtime.samplers.arguments import share, whole_number, within_vocabulary
+from runtime.samplers.arguments import within_vocabulary
 from runtime.samplers.sampler import Sampler
 
 # Below 1 by more than sums in float32 are wrong, which NumPy adds up pairwise.
@@ -60,7 +61,7 @@ class TopPSampler(Sampler):
     ) -> None:
         super().__init__(temperature=temperature, seed=seed)
         self.p = share("p", p, zero=False)
-        self.k = None if k is None else whole_number("k", k, 1, or_none=True)
+        self.k = None if k is None else whole_number("k", k, none="")
 
     def check_vocabulary(self, size: int) -> None:
         """Raises `ValueError` if k is larger than the vocabulary."""

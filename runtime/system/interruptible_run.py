@@ -69,6 +69,10 @@ class _Run:
             del self._run  # what it refers to is the caller's, not an idle thread's
             self.ended.set()
 
+    def leave(self) -> None:
+        """Sees to it that the run does not start if it has not; nobody waits for its end."""
+        self._dropped = True
+
     def drop(self) -> None:
         """Waits for the end, whatever signals come, or sees to it that the run does not start.
 
@@ -86,7 +90,7 @@ class _Run:
 
 
 def run_interruptibly(
-    run: Callable[[], object], terminate: Callable[[], object], check: Callable[[], object]
+    run: Callable[[], object], terminate: Callable[[], object] | None, check: Callable[[], object]
 ) -> None:
     """Runs native code in another thread, while this one stays open to signals.
 
@@ -95,11 +99,12 @@ def run_interruptibly(
 
     Args:
         run: blocks until the work is done, without the interpreter's lock.
-        terminate: makes a `run` that is under way return or raise soon; called from this thread.
+        terminate: makes a `run` that is under way return or raise soon; called from this thread. `None`
+            where nothing can and `run` touches nothing of the caller's: it is left to itself then.
         check: called every now and then; what it raises ends the run.
 
     Raises:
-        What `run` raises, or what `check` or a signal handler raised, once `run` has ended.
+        What `run` raises, or what `check` or a signal handler raised, once `run` has ended or is left.
     """
     state = _Run(run)
     try:
@@ -107,6 +112,9 @@ def run_interruptibly(
         while not state.ended.wait(POLL_SECONDS):
             check()
     except BaseException:
+        if terminate is None:
+            state.leave()
+            raise
         try:
             terminate()
         finally:  # a second Ctrl-C may come here

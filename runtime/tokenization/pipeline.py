@@ -8,18 +8,27 @@ There are two kinds. OPT's own is a vocabulary with merge rules under GPT-2's sp
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
+from graphs.shown import shown
 from graphs.strict_json import parse_json
+from runtime.tokenization.steps import Effect
 from runtime.tokenization.tokenizer_json import (
     TOKENIZER_FILE,
     library_errors,
     merge_rules,
     parse_tokenizer,
 )
-from runtime.tokenization.vocabulary import parse_merges, parse_vocabulary, split_rule
+from runtime.tokenization.vocabulary import (
+    byte_alphabet,
+    parse_merges,
+    parse_vocabulary,
+    split_rule,
+)
 
 if TYPE_CHECKING:
     import tokenizers  # imported where one is made: work on token ids starts without it
@@ -78,6 +87,9 @@ class Pipeline:
         spelled: ids of tokens that stand for their own spelling and not for bytes.
         is_plain: whether vocabulary and merges say all there is to say.
         is_own_file: whether it is a `tokenizer.json` and not OPT's own pipeline.
+        effect: what the steps before the model may make of a text.
+        splits_at_spaces: whether a text may be encoded in parts that begin with the space after a word,
+            which gives the same ids.
         id_limit: the backend's ids from here on are no tokens; see `bpe_pipeline`.
     """
 
@@ -89,7 +101,20 @@ class Pipeline:
     spelled: frozenset[int]
     is_plain: bool
     is_own_file: bool
+    effect: Effect
+    splits_at_spaces: bool = False
     id_limit: int | None = None
+
+    @cached_property
+    def bytes_per_token(self) -> float:
+        """Most bytes of a text that one token may stand for; infinite where text may be left out."""
+        if self.id_limit is not None or not byte_alphabet().keys() <= self.vocabulary.keys():
+            return math.inf
+        sizes = (
+            len(token.encode()) if i in self.spelled else len(token)
+            for token, i in self.vocabulary.items()
+        )
+        return self.effect.shrink * max(sizes)
 
     def files(self) -> dict[str, str]:
         """The files that `read_files` takes, text by name.
@@ -116,7 +141,7 @@ class Pipeline:
 def check_file_names(names: Iterable[str]) -> None:
     """Raises `ValueError` if files of these names are no tokenizer of a known kind."""
     if set(names) not in ({VOCABULARY_FILE, MERGES_FILE}, {TOKENIZER_FILE, SPECIAL_TOKENS_FILE}):
-        raise ValueError(f"unknown kind of tokenizer: {sorted(names)}")
+        raise ValueError(f"unknown kind of tokenizer: {shown(sorted(names))}")
 
 
 def read_files(files: Mapping[str, str]) -> Pipeline:
@@ -162,7 +187,7 @@ def bpe_pipeline(
     unsplittable = list(unsplittable)
     missing = [token for token in unsplittable if token not in vocabulary]
     if missing:
-        raise ValueError(f"unsplittable_tokens must be in the vocabulary; {missing} are not")
+        raise ValueError(f"unsplittable_tokens must be in the vocabulary; {shown(missing)} are not")
     if len(set(vocabulary.values())) != len(vocabulary):
         raise ValueError("the vocabulary gives one id to two tokens")
 
@@ -191,6 +216,9 @@ def bpe_pipeline(
         spelled=frozenset(ids.ids),
         is_plain=not add_prefix_space and set(unsplittable) == {END_TOKEN, PAD_TOKEN},
         is_own_file=False,
+        # Runs of white space are split by what comes after them, words are not.
+        splits_at_spaces=not any(character.isspace() for token in unsplittable for character in token),
+        effect=Effect(growth=2 if add_prefix_space else 1),
         id_limit=limit,
     )
 
@@ -222,18 +250,24 @@ def json_pipeline(text: str, special: SpecialTokens) -> Pipeline:
     """
     from tokenizers import Tokenizer
 
-    values = parse_tokenizer(text)
+    values, effect = parse_tokenizer(text)
     with library_errors(TOKENIZER_FILE):
         backend = Tokenizer.from_str(text)
     backend.no_truncation()
     backend.no_padding()
     vocabulary = backend.get_vocab(with_added_tokens=True)
     known = set(vocabulary.values())
+    # The library counts added tokens on from the number of the others, whatever their ids.
+    if len(known) != len(vocabulary):
+        raise ValueError(
+            f"the library gives added tokens of {TOKENIZER_FILE} the ids of others; write the file "
+            "again without gaps in the ids of its vocabulary"
+        )
     for name, token_id in special.__dict__.items():
         optional = name == "start_token_id" and token_id is None
         if not optional and (type(token_id) is not int or token_id not in known):
             raise ValueError(
-                f"{name} is {token_id!r}, no token of {TOKENIZER_FILE} ({len(known)} tokens)"
+                f"{name} is {shown(token_id)}, no token of {TOKENIZER_FILE} ({len(known)} tokens)"
             )
     added = backend.get_added_tokens_decoder()
     hidden = special.ids | {i for i, token in added.items() if token.special}
@@ -246,4 +280,5 @@ def json_pipeline(text: str, special: SpecialTokens) -> Pipeline:
         spelled=frozenset(added) | special.ids,
         is_plain=False,
         is_own_file=True,
+        effect=effect,
     )

@@ -8,11 +8,14 @@ in OPT's own tokenizer, as their `tokenizer.json` says in others.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Self
 
+from graphs.shown import shown
+from runtime.system.interruptible_run import run_interruptibly
 from runtime.text_files import MAX_TOKENIZER_BYTES, read_text
 from runtime.tokenization.pipeline import (
     MERGES_FILE,
@@ -25,7 +28,12 @@ from runtime.tokenization.pipeline import (
 from runtime.tokenization.tokenizer_json import TOKENIZER_FILE, library_errors
 from runtime.tokenization.vocabulary import byte_alphabet, read_merges, read_vocabulary
 
+MAX_TEXT_BYTES = 2**21  # of one text when it reaches the model: the library takes up to 440 times that
+SHORT_CHARACTERS = 4096  # take no time or memory worth a look
+PART_CHARACTERS = 2**16  # that are encoded at a time: some tenths of a second
+
 _BYTE_OF = byte_alphabet()
+_SPACE_AFTER_WORD = re.compile(r"(?<=\S) ")
 
 
 class Tokenizer:
@@ -171,7 +179,7 @@ class Tokenizer:
         try:
             return self.vocabulary[token]
         except KeyError:
-            raise ValueError(f"token {token!r} is not in the vocabulary") from None
+            raise ValueError(f"token {shown(token)} is not in the vocabulary") from None
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without a start or end token.
@@ -181,12 +189,85 @@ class Tokenizer:
         """
         return self.encode_batch([text])[0]
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` for several texts."""
+    def encode_batch(
+        self,
+        texts: Sequence[str],
+        check: Callable[[], object] | None = None,
+        enough: int | None = None,
+    ) -> list[list[int]]:
+        """`encode` for several texts.
+
+        Args:
+            texts: of any length; long ones of OPT's own tokenizer are encoded in parts.
+            check: called every now and then; what it raises ends the work.
+            enough: tokens of a text after which the rest of it may be left out.
+        """
+        rows: list[list[int]] = [[] for _ in texts]
+        for number, parts in enumerate(self._groups(texts, rows, enough)):
+            if number and check is not None:
+                check()
+            encoded = self._encode([text for _, text in parts], check)
+            for (row, _), ids in zip(parts, encoded, strict=True):
+                rows[row] += ids
+        return rows
+
+    def check_size(self, text: str, tokens: int) -> None:
+        """Raises `ValueError` if a text cannot have as few tokens, without encoding it.
+
+        So has one that is longer than all of them together could be. Where steps of a `tokenizer.json`
+        may lengthen text or leave it out, that tells little; what remains is a bound on the memory that
+        encoding takes.
+        """
+        if len(text) <= SHORT_CHARACTERS:
+            return
         pipeline = self._pipeline
-        with library_errors("the text, or the tokenizer for it,"):
-            encodings = pipeline.backend.encode_batch(list(texts), add_special_tokens=False)
-        rows: list[list[int]] = [encoding.ids for encoding in encodings]
+        most = int(min(tokens * pipeline.bytes_per_token, MAX_TEXT_BYTES / pipeline.effect.growth))
+        most = max(most, SHORT_CHARACTERS)
+        size = len(text) if text.isascii() or len(text) > most else len(text.encode())
+        if size > most:
+            raise ValueError(f"{size:,} bytes or more, and {tokens} tokens stand for at most {most:,}")
+
+    def _groups(
+        self, texts: Sequence[str], rows: list[list[int]], enough: int | None
+    ) -> Iterator[list[tuple[int, str]]]:
+        """Parts of texts, each with its text's number, that are to be encoded at a time."""
+        group: list[tuple[int, str]] = []
+        room = PART_CHARACTERS
+        for row, text in enumerate(texts):
+            for part in self._parts(text):
+                if enough is not None and len(rows[row]) >= enough:
+                    break
+                group.append((row, part))
+                room -= len(part)
+                if room <= 0:
+                    yield group
+                    group, room = [], PART_CHARACTERS
+        if group:
+            yield group
+
+    def _parts(self, text: str) -> Iterator[str]:
+        """A text cut where its words are split in any case."""
+        start = 0
+        if self._pipeline.splits_at_spaces:
+            while cut := _SPACE_AFTER_WORD.search(text, start + PART_CHARACTERS):
+                yield text[start : cut.start()]
+                start = cut.start()
+        yield text[start:] if start else text
+
+    def _encode(self, texts: list[str], check: Callable[[], object] | None) -> list[list[int]]:
+        pipeline = self._pipeline
+        rows: list[list[int]] = []
+
+        def run() -> None:
+            with library_errors("the text, or the tokenizer for it,"):
+                encodings = pipeline.backend.encode_batch(texts, add_special_tokens=False)
+            rows.extend(encoding.ids for encoding in encodings)
+
+        # Of a stranger's file even a short text may take long: its regular expressions.
+        if check is not None and (pipeline.is_own_file or sum(map(len, texts)) > SHORT_CHARACTERS):
+            run_interruptibly(run, None, check)
+        else:
+            run()
         limit = pipeline.id_limit
         return rows if limit is None else [[i for i in row if i < limit] for row in rows]
 

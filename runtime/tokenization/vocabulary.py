@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from graphs.shown import shown
 from graphs.strict_json import parse_json
 from runtime.text_files import MAX_TOKENIZER_BYTES, read_text
 
@@ -50,7 +51,7 @@ def check_vocabulary(vocabulary: object, where: str = "") -> dict[str, int]:
     for token, token_id in vocabulary.items():
         if not isinstance(token, str) or type(token_id) is not int or not 0 <= token_id <= MAX_TOKEN_ID:
             raise ValueError(
-                f"the vocabulary{where} maps {token!r:.200} to {token_id!r:.200}, not to an id of 0 to "
+                f"the vocabulary{where} maps {shown(token)} to {shown(token_id)}, not to an id of 0 to "
                 f"{MAX_TOKEN_ID}"
             )
     try:
@@ -82,5 +83,5 @@ def split_rule(rule: str) -> tuple[str, str]:
     """The two tokens that a merge rule joins; `ValueError` if they are not two."""
     parts = rule.split(" ")
     if len(parts) != 2 or not all(parts):
-        raise ValueError(f"a merge rule must be two tokens with a space between, got {rule!r}")
+        raise ValueError(f"a merge rule must be two tokens with a space between, got {shown(rule)}")
     return parts[0], parts[1]

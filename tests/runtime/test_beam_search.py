@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from runtime import Generator
 from runtime.beam_search import BeamSearchRun, continuations
+from runtime.call_limits import CallCut
 from runtime.generation import Row, RowRequest
+from runtime.results import CutReason
 from runtime.samplers import BeamSampler
 from runtime.session import SessionDecoder
 from tests.runtime.fake_decoder import SequenceDecoder
@@ -267,6 +269,51 @@ def test_beams_that_part_late_copy_what_parts_them() -> None:
     (row,) = search(decoder, [RowRequest((2,), 7)], 2)
     assert [ids for ids, _, _ in beams(row)] == [(0,) * 6, (0, 0, 0, 0, 0, 1)]
     assert decoder.caches[0].copied_slots == [2, 0, 1, 1, 1, 1]
+
+
+# === Cut in the middle ===
+
+
+def stopping_search(max_length: int = 9) -> BeamSearchRun:
+    """Two beams; the better one takes the stop token 0 at once, the other goes on."""
+    decoder = SequenceDecoder(3)
+
+    def logits(tokens: Sequence[int]) -> np.ndarray:
+        shares = [0.8, 0.15, 0.05] if tokens[-1] == 2 else [0.04, 0.9, 0.06]
+        return np.log(np.array(shares, np.float32))
+
+    decoder.logits = logits  # type: ignore[method-assign]
+    request = RowRequest((2,), max_length, frozenset({0}))
+    return BeamSearchRun(decoder, [request], 2, 1.0, True)
+
+
+@pytest.mark.parametrize("reason", ["timeout", "cancelled"])
+def test_a_cut_search_whose_best_beam_had_stopped(reason: CutReason) -> None:
+    run = stopping_search()
+    append, taken = run._decoder.append, []
+
+    def append_some(*arguments: Any, **options: Any) -> Any:
+        taken.append(1)
+        if len(taken) > 3:
+            raise CallCut(reason)
+        return append(*arguments, **options)
+
+    run._decoder.append = append_some  # type: ignore[method-assign]
+    with pytest.raises(CallCut):
+        list(run.steps())
+    run.cut(reason)
+    (row,) = run.rows
+    assert (row.token_ids, row.finish_reason) == ([0], "stop")
+    assert [r for _, _, r in beams(row)] == ["stop", reason]
+    assert [len(ids) for ids, _, _ in beams(row)] == [1, 3]
+
+
+def test_a_search_that_reached_its_length_after_its_best_beam_had_stopped() -> None:
+    run = stopping_search(max_length=5)
+    list(run.steps())
+    (row,) = run.rows
+    assert (row.token_ids, row.finish_reason) == ([0], "stop")
+    assert [r for _, _, r in beams(row)] == ["stop", "length"]
 
 
 # === As a sampler ===

@@ -87,9 +87,26 @@ def test_another_contract_revision(toy_bundle_copy: Path, revision: Any) -> None
     edit_manifest(toy_bundle_copy, lambda values: values.update(contract_revision=revision))
     assert_refused(
         toy_bundle_copy,
-        f"follows revision {revision} of the graph contract and this runtime knows 1 and 2: export it "
-        "again with this version, or use the version that wrote it",
+        f"follows revision {revision!r} of the graph contract and this runtime knows 1 and 2: export "
+        "it again with this version, or use the version that wrote it",
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [("BeamSampler", "num_beams"), ("ContrastiveSampler", "k"), ("beam", "num_beams")],
+)
+def test_rows_of_its_own_sampler(toy_bundle_copy: Path, name: str, option: str) -> None:
+    """256 candidates are the most; each has a row of the cache."""
+
+    def ask(rows: int) -> None:
+        sampler = {"class_name": name, "config": {option: rows}}
+        edit_manifest(toy_bundle_copy, lambda values: values["generation"].update(sampler=sampler))
+
+    ask(256)
+    assert load_bundle(toy_bundle_copy).manifest.generation.sampler["config"][option] == 256
+    ask(257)
+    assert_refused(toy_bundle_copy, "its sampler asks for 257 rows for each prompt, of at most 256")
 
 
 # === Altered files ===

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from runtime import GenerationCancelledError, GenerationTimeoutError, Generator
 from runtime import call_limits as module
 from runtime.call_limits import CallCut, CallLimits
 from runtime.samplers import BeamSampler, GreedySampler
+from runtime.tokenization import tokenizer
 
 PROMPT = {"token_ids": np.array([[2, 5, 7, 0, 0, 0]]), "padding_mask": np.array([[1, 1, 1, 0, 0, 0]])}
 
@@ -60,7 +62,7 @@ def greedy(generator: Generator, prompt: Any, **options: Any) -> Any:
 # === Limits themselves ===
 
 
-@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), "1", True])
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), "1", True, 10**400])
 def test_a_timeout_is_a_positive_number(generator: Generator, timeout: Any) -> None:
     for call in (generator.generate, generator.generate_results, generator.stream):
         with pytest.raises(ValueError, match=r"timeout must be a number of seconds above 0, or None"):
@@ -181,6 +183,80 @@ def test_no_batch_is_read_after_the_one_that_was_cut(generator: Generator) -> No
     results = greedy(generator, batches(), max_length=8, cancel=event)
     assert [result.finish_reason for result in results] == ["length", "length", "cancelled"]
     assert read == [0, 1, 2]
+
+
+# === While prompts are read ===
+
+
+@pytest.fixture
+def slow(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> Generator:
+    """A generator that looks at its limits between any two prompts."""
+    monkeypatch.setattr(tokenizer, "PART_CHARACTERS", 1)
+    return generator
+
+
+def test_results_of_prompts_that_were_not_read(slow: Generator) -> None:
+    options: dict[str, Any] = {"stop_token_ids": None, "max_length": 30}
+    for sampler in ("greedy", "contrastive", BeamSampler(num_beams=2, return_all_beams=True)):
+        slow.compile(sampler)
+        results = slow.generate_results(["ab", "cde", "f"], **options, cancel=Expiring(1))
+        assert [result.finish_reason for result in results] == ["cancelled"] * 3
+        assert {(r.text, r.prompt_token_ids, r.token_ids) for r in results} == {("", (), ())}
+    assert {beam.finish_reason for result in results for beam in result.beams or ()} == {"cancelled"}
+    assert len(results[0].beams or ()) == 2
+    assert slow.cache_bytes_in_use == 0
+
+
+def test_calls_that_end_before_their_prompts_are_read(slow: Generator) -> None:
+    for call in (slow.generate, slow.generate_results):
+        with pytest.raises(ValueError, match="more than max_length=2"):
+            call(["abc", "d"], max_length=2, cancel=Expiring(9))
+    with pytest.raises(GenerationCancelledError, match="cancelled after 0 new tokens"):
+        slow.generate(["ab", "cd"], cancel=Expiring(0))
+    event = threading.Event()
+    event.set()
+    long = "the quick " * 1000
+    with pytest.raises(GenerationCancelledError, match="cancelled after 0 new tokens"):
+        list(slow.stream(long[:600], cancel=event))
+
+
+def test_the_time_runs_while_prompts_are_read(slow: Generator, clock: Clock) -> None:
+    slow.compile("greedy")
+    encode = tokenizer.Tokenizer._encode
+
+    def take_a_minute(*arguments: Any) -> Any:
+        clock.pass_a_minute()
+        return encode(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer.Tokenizer, "_encode", take_a_minute)
+        with pytest.raises(GenerationTimeoutError, match=r"timeout of 90 s after 0 new tokens"):
+            slow.generate(["a", "b", "c", "d"], timeout=90)
+        (first, *_) = slow.generate_results(["a", "b", "c", "d"], timeout=90)
+    assert first.finish_reason == "timeout"
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_a_prompt_of_megabytes_is_refused_at_once(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch, batch: bool
+) -> None:
+    monkeypatch.setattr(tokenizer.Tokenizer, "encode_batch", lambda *_: pytest.fail("encoded"))
+    prompt = "the quick king " * 1_400_000
+    inputs: Any = ["a", prompt] if batch else prompt
+    for call in (generator.generate, generator.generate_results, generator.stream):
+        started = time.monotonic()
+        with pytest.raises(ValueError, match=r"^(a prompt has 21,000,000 bytes|stream)") as raised:
+            call(inputs)
+        assert time.monotonic() - started < 0.5
+        assert len(str(raised.value)) < 500
+
+
+def test_many_prompts_of_megabytes_in_all_end_in_time(generator: Generator) -> None:
+    prompts = ["a b c d e f g h i j k l m n o p"] * 100_000
+    started = time.monotonic()
+    results = generator.generate_results(prompts, cancel=Expiring(2))
+    assert time.monotonic() - started < 10
+    assert {result.finish_reason for result in results} == {"cancelled"}
 
 
 # === Searches ===

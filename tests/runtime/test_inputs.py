@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -305,6 +306,55 @@ def test_results_of_token_batches_are_joined(generator: Generator, wrap: Any) ->
     whole = generator.generate(tokens(), stop_token_ids=None)
     alone = generator.generate(single, stop_token_ids=None)
     assert found["token_ids"].tolist() == [*whole["token_ids"].tolist(), alone["token_ids"].tolist()]
+
+
+@pytest.mark.parametrize("make", [iter, lambda ids: (i for i in ids), set, np.array], ids=repr)
+def test_stop_tokens_are_read_once_for_all_batches(generator: Generator, make: Any) -> None:
+    generator.compile("greedy")
+    batches = [["the", "a"], ["quick"], ["t"]]
+    (first,) = generator.generate_results("quick", max_length=20, stop_token_ids=None)
+    stops = list(first.token_ids[2:3])
+    wanted = generator.generate(iter(batches), max_length=20, stop_token_ids=stops)
+    assert generator.generate(iter(batches), max_length=20, stop_token_ids=make(stops)) == wanted
+    results = generator.generate_results(iter(batches), max_length=20, stop_token_ids=make(stops))
+    assert [result.text for result in results] == wanted
+    assert results[2].finish_reason == "stop"
+    assert results[2].generated_tokens <= 3
+
+
+def test_endless_stop_tokens_end_at_the_first_that_is_none(generator: Generator) -> None:
+    with pytest.raises(ValueError, match=r"stop_token_ids must be ids from 0 to 299, got 300"):
+        generator.generate("a", stop_token_ids=itertools.count())
+
+
+LONG_VALUES: list[Any] = [
+    "x" * 10**6,
+    [0.5] * 10**6,
+    b"x" * 10**6,
+    np.zeros((2, 10**6)),
+    {"x": [1] * 10**6},
+]
+
+
+@pytest.mark.parametrize("value", LONG_VALUES, ids=lambda value: type(value).__name__)
+def test_errors_do_not_repeat_megabytes(generator: Generator, value: Any) -> None:
+    calls: list[Any] = [
+        lambda: generator.generate([value, 5]),
+        lambda: generator.stream([value]),
+        lambda: generator.generate("a", max_length=value),
+        lambda: generator.generate("a", stop_token_ids=[value]),
+        lambda: generator.generate("a", timeout=value),
+        lambda: generator.generate("a", cancel=value),
+        lambda: generator.compile([value]),
+        lambda: generator.compile({"class_name": value}),
+        lambda: generator.compile({"class_name": "top_k", "config": {"k": value}}),
+        lambda: generator.compile({"class_name": "top_k", "config": {"x" * 10**6: value}}),
+        lambda: generator.generate({"token_ids": [[value]], "padding_mask": [[1]]}),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError) as raised:  # noqa: PT011 (of any kind)
+            call()
+        assert len(str(raised.value)) < 1000
 
 
 def test_no_batches(generator: Generator) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from runtime import Generator
+from runtime import Generator, generation
 from runtime.results import Beam, GenerationResult
 from tests.runtime.toy import END, ScriptedSampler
 
@@ -70,3 +71,25 @@ def test_the_numbers_of_a_real_run(generator: Generator) -> None:
     assert stopped.prefill_seconds == full.prefill_seconds > 0
     assert stopped.decode_seconds == full.decode_seconds > 0
     json.dumps([stopped.to_dict(), full.to_dict()])
+
+
+@pytest.mark.parametrize("sampler", ["greedy", "beam", "contrastive"])
+def test_the_time_of_decoding_is_that_of_all_steps(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch, sampler: Any
+) -> None:
+    """With a clock that goes on by a second whenever it is looked at, each step takes one."""
+
+    class Clock:
+        now = 0.0
+
+        def perf_counter(self) -> float:
+            self.now += 1
+            return self.now
+
+    monkeypatch.setattr(generation, "time", Clock())
+    generator.compile(sampler)
+    (short,) = generator.generate_results("t", max_length=4, stop_token_ids=None)
+    (long,) = generator.generate_results("t", max_length=12, stop_token_ids=None)
+    assert long.prefill_seconds == short.prefill_seconds == 1
+    assert long.decode_seconds - short.decode_seconds == 8
+    assert 2 <= short.decode_seconds <= 4

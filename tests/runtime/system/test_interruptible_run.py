@@ -47,6 +47,19 @@ def test_a_run_that_ends() -> None:
     assert done[0] is not threading.current_thread()
 
 
+def test_a_run_that_nothing_can_end_is_left_to_itself() -> None:
+    native = Native()
+
+    def check() -> None:
+        assert native.running.wait(60)
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        run_interruptibly(native.run, None, check)
+    assert not native.ended
+    native.terminate()
+
+
 def test_a_thread_runs_one_after_another() -> None:
     """A thread for each run would take fresh memory each time."""
     threads: list[int] = []

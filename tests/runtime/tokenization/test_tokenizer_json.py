@@ -73,6 +73,28 @@ def test_an_added_token_is_spelled_even_in_letters_of_the_alphabet(tokenizer: To
     assert tokenizer.decode([2, *ids, 3]) == "</s>aé 世a[REF]"
 
 
+@pytest.mark.parametrize("token", ["é", "Zoé", "ĠĊ", "naïve"])
+def test_added_tokens_of_the_alphabets_letters_alone(token: str) -> None:
+    """Each letter stands for a byte, and none of them is meant."""
+    backend = pipeline()
+    backend.add_tokens([token])  # "é" has the id of its letter then
+    added = Tokenizer.from_files({**files(), "tokenizer.json": backend.to_str()})
+    token_id = added.token_to_id(token)
+    assert added.encode(f"a{token}b") == [*added.encode("a"), token_id, *added.encode("b")]
+    assert added.token_bytes(token_id) == token.encode()
+    assert added.decode(added.encode(f"a{token}b")) == f"a{token}b"
+    stream = StreamDecoder(added)
+    assert stream.push(token_id) == token
+
+
+def test_ids_with_gaps_before_added_tokens() -> None:
+    """The library would give the last one the id of `ab`."""
+    values = json.loads(pipeline().to_str())
+    del values["model"]["vocab"]["!"]
+    with pytest.raises(ValueError, match=r"gives added tokens of tokenizer\.json the ids of others"):
+        Tokenizer.from_files({**files(), "tokenizer.json": json.dumps(values)})
+
+
 @given(st.lists(st.integers(0, 270), max_size=30), st.booleans())
 def test_a_stream_is_decode(tokenizer: Tokenizer, ids: list[int], skip: bool) -> None:
     stream = StreamDecoder(tokenizer, skip_special_tokens=skip)
