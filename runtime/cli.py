@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="opt-generate",
         description="Write text with an exported OPT bundle. Text is printed as it comes.",
-        epilog=f"{SAMPLERS_HELP}\n{JOBS_HELP}\n{EXAMPLES}",
+        epilog=f"{JOBS_HELP}\n{SAMPLERS_HELP}\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("bundle", metavar="BUNDLE", help="bundle folder that opt-export made")

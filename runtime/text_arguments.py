@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from runtime.system.standard_streams import input_bytes
 from runtime.text_files import decode_text
 
 MAX_BYTES = 16 * 1024**2  # of standard input, which may have no end; no prompt of a model is as long
@@ -21,7 +22,9 @@ def given_texts(arguments: Sequence[str]) -> list[str]:
         return [_argument(text, i) for i, text in enumerate(arguments, start=1)]
     if sys.stdin is None or sys.stdin.isatty():
         raise ValueError("no prompt: give one after BUNDLE, pipe one in, or use --input FILE")
-    data = sys.stdin.buffer.read(MAX_BYTES + 1)
+    piped = input_bytes()
+    assert piped is not None
+    data = piped.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise ValueError(
             f"standard input, which is one prompt, has more than {MAX_BYTES // 1024**2} MiB; give many "

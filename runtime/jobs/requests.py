@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from graphs.strict_json import parse_json
+from runtime.system.standard_streams import input_bytes
 from runtime.text_files import check_width, decode_text
 
 PROMPT = "prompt"
 MAX_LINE_BYTES = 16 * 1024**2  # a line is in memory as a whole, parsed JSON takes many times as much
 _MOST_REPEATED = 200  # characters of a line, in a message
-_BLOCK = 64 * 1024
+_BLOCK = 1024**2
 _ENDINGS = b" \t\r\n\v\f"
 
 
@@ -53,9 +53,10 @@ def open_input(path: str) -> Iterator[tuple[BinaryIO, str]]:
         with open(path, "rb") as file:
             yield file, path
         return
-    if sys.stdin is None:
+    piped = input_bytes()
+    if piped is None:
         raise ValueError("standard input is closed; give --input a file, or pipe one in")
-    yield sys.stdin.buffer, "standard input"
+    yield piped, "standard input"
 
 
 def read_requests(file: BinaryIO, name: str) -> Iterator[Request]:

@@ -12,7 +12,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 
 def prepare_streams() -> None:
@@ -38,6 +38,15 @@ def prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def input_bytes() -> BinaryIO | None:
+    """Standard input as bytes, for text in UTF-8 whatever the locale; `None` where it is closed."""
+    if sys.stdin is None:
+        return None
+    buffer: BinaryIO | None = getattr(sys.stdin, "buffer", None)
+    # An application may have put a stream of text there.
+    return io.BytesIO(sys.stdin.read().encode()) if buffer is None else buffer
 
 
 def print_out(text: str, end: str = "\n") -> None:
