@@ -14,6 +14,8 @@ from exporter.presets.handles import resolve_preset
 from exporter.presets.table import BUILTIN_PRESETS
 from graphs.manifest import PRECISIONS, TARGETS
 from runtime.command import CommandParser, run_command
+from runtime.sentences import sentence
+from runtime.system.standard_streams import print_error, print_out
 from runtime.text_files import decode_text
 
 EXAMPLES = """\
@@ -115,7 +117,7 @@ def _check(options: argparse.Namespace) -> int:
 
         def tell(line: str) -> None:
             if not options.quiet:
-                print(line, flush=True)
+                print_out(line)
 
         check_bundle(folder, tell, Progress(quiet=options.quiet))
         tell(f"{folder} is sound")
@@ -123,7 +125,7 @@ def _check(options: argparse.Namespace) -> int:
     try:
         return run_command("opt-export", run, options)
     except UnsoundBundleError as error:
-        print(f"opt-export: {error}", file=sys.stderr)
+        print_error(f"opt-export: {sentence(error)}")
         return 1
 
 

@@ -6,11 +6,17 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from runtime.sentences import is_expected, sentence, shown
 from runtime.system.interrupts import Watch
-from runtime.system.standard_streams import flush_out, prepare_streams, print_error, silence
+from runtime.system.standard_streams import (
+    flush_out,
+    prepare_streams,
+    print_error,
+    print_out,
+    silence,
+)
 
 USAGE_ERROR = 2
 
@@ -33,8 +39,8 @@ class CommandParser(argparse.ArgumentParser):
         marks = {f"\0{i}": text for i, text in enumerate(given[at + 1 :])}
         try:
             options = self.parse_intermixed_args([*given[:at], *marks], namespace)
-        except SystemExit as end:
-            raise SystemExit(_ended_parsing(self, end.code)) from None
+        except OSError as error:  # the help has no place to go
+            raise SystemExit(_failed(self.prog, error)) from None
         for name, value in vars(options).items():
             if isinstance(value, str):
                 setattr(options, name, marks.get(value, value))
@@ -45,6 +51,13 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Ends the process with the usage and one sentence."""
         super().error(shown(message))
+
+    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+        # argparse's own ignores what cannot be written.
+        if file is sys.stdout:
+            print_out(message, end="")
+        else:
+            print_error(message.removesuffix("\n"))
 
 
 def run_command(
@@ -100,15 +113,6 @@ def _failed(name: str, error: Exception) -> int:
     _flush_or_silence()
     print_error(f"{name}: {sentence(error)}")
     return USAGE_ERROR
-
-
-def _ended_parsing(parser: CommandParser, code: Any) -> Any:
-    """The exit code after a help or an error in the options, which argparse has printed."""
-    try:
-        flush_out()
-    except OSError as error:
-        code = _failed(parser.prog, error)
-    return code
 
 
 def _flush_or_silence() -> None:

@@ -14,7 +14,7 @@ from runtime.generator import Generator
 from runtime.jobs.job import Job, Tally
 from runtime.jobs.records import to_line
 from runtime.jobs.requests import Request, open_input, read_requests
-from runtime.jobs.resume import find_finished
+from runtime.jobs.resume import Finished, find_finished
 from runtime.system.output_file import OutputFile, check_output, open_output
 from runtime.system.standard_streams import is_unicode, print_error, print_out
 
@@ -42,7 +42,8 @@ def run_job_command(
         _check_different(file, output, name)
         requests, tally = read_requests(file, name), Tally()
         if options.resume and output is not None:
-            tally = _resume(output, requests, name, options)
+            found = _resume(output, requests, name, options)
+            requests, tally = found.rest, Tally(found.records, found.errors)
         generator = open_generator()
         generator.check_options(settings["max_length"], settings["stop_token_ids"], settings["timeout"])
         job = Job(generator, settings, options.batch_size, options.strict, name)
@@ -87,7 +88,7 @@ def _check_different(source: BinaryIO, output: OutputFile | None, name: str) -> 
 
 def _resume(
     output: OutputFile, requests: Iterator[Request], name: str, options: argparse.Namespace
-) -> Tally:
+) -> Finished:
     if not output.is_regular:
         raise ValueError(f"--resume reads what --output has, and {output.name} is no regular file")
     with output.reader() as reader:
@@ -102,7 +103,7 @@ def _resume(
     cut = "; one that was cut off is done again" if found.is_cut else ""
     if found.records or cut:
         print_error(f"{output.name} has {_count(found.records, 'record')}, which are kept{cut}")
-    return Tally(found.records, found.errors)
+    return found
 
 
 def _writer(output: OutputFile | None) -> Callable[[dict[str, Any]], None]:

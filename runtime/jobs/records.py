@@ -51,5 +51,14 @@ def is_record_of(record: Any, request: Request) -> bool:
     return all(name in record and record[name] == value for name, value in own.items())
 
 
+def begins_record_of(data: bytes, request: Request) -> bool:
+    """Whether some bytes are a part of what a job writes for a line: its beginning, or zeros.
+
+    Zeros are what some file systems have in a file when the machine lost power.
+    """
+    begin = to_line(_own_fields(request)).encode().removesuffix(b"}\n")
+    return not data.strip(b"\0") or data[: len(begin)] == begin[: len(data)]
+
+
 def _own_fields(request: Request) -> dict[str, Any]:
     return {name: v for name, v in request.fields.items() if name not in (ERROR, *RESULT_NAMES)}

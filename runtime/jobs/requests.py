@@ -94,7 +94,7 @@ def _request(line: int, data: bytes, name: str) -> Request:
             line, problem=f"has more than {MAX_LINE_BYTES // 1024**2} MiB, the most of a line"
         )
     try:
-        text = decode_text(data, name, line)
+        text = decode_text(data, name, line).strip()
     except ValueError as error:
         return Request(line, problem=f"cannot be read: {error}")
     try:

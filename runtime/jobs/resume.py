@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from runtime.jobs.records import is_error, is_record_of
-from runtime.jobs.requests import Request
+from runtime.jobs.records import begins_record_of, is_error, is_record_of
+from runtime.jobs.requests import MAX_LINE_BYTES, Request
+
+_MOST_BYTES = 4 * MAX_LINE_BYTES  # of a record: the line's own and a text
 
 
 @dataclass(frozen=True)
@@ -20,12 +23,14 @@ class Finished:
         records: how many these are.
         errors: how many of them tell of an error.
         is_cut: whether a part of another record comes after them.
+        rest: the requests that have no record.
     """
 
-    size: int = 0
-    records: int = 0
-    errors: int = 0
-    is_cut: bool = False
+    size: int
+    records: int
+    errors: int
+    is_cut: bool
+    rest: Iterator[Request]
 
 
 def find_finished(
@@ -48,17 +53,15 @@ def find_finished(
         ValueError: naming the first line that no job with this input and these options has written.
     """
     size = records = errors = 0
-    number = 0
-    while line := output.readline():
-        number += 1
-        record = _parse(line)
-        if record is None:  # what a process was writing when it was killed, or the machine lost power
-            if output.readline():
-                raise _other(names, number, "it is no record of a job")
-            return Finished(size, records, errors, is_cut=True)
-        request = next(requests, None)
+    while line := output.readline(_MOST_BYTES):
+        request, number = next(requests, None), records + 1
         if request is None:
             raise _other(names, number, f"{names[1]} has only {records} lines to do")
+        record = _parse(line)
+        if record is None:  # what a process was writing when it was killed, or the machine lost power
+            if output.readline(1) or not begins_record_of(line, request):
+                raise _other(names, number, "it is no record of a job")
+            return Finished(size, records, errors, True, itertools.chain([request], requests))
         if not is_record_of(record, request):
             raise _other(names, number, f"it is not from line {request.line} of {names[1]}")
         if problem := _other_options(record, max_length, all_beams):
@@ -66,7 +69,7 @@ def find_finished(
         size += len(line)
         records += 1
         errors += is_error(record)
-    return Finished(size, records, errors)
+    return Finished(size, records, errors, False, requests)
 
 
 def _parse(line: bytes) -> Any | None:
