@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 from runtime.sentences import is_expected, sentence, shown
 from runtime.system.interrupts import Watch
@@ -52,7 +52,7 @@ class CommandParser(argparse.ArgumentParser):
         """Ends the process with the usage and one sentence."""
         super().error(shown(message))
 
-    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+    def _print_message(self, message: str, file: Any = None) -> None:
         # argparse's own ignores what cannot be written.
         if file is sys.stdout:
             print_out(message, end="")

@@ -118,12 +118,8 @@ def test_a_new_file_that_nothing_was_written_to_goes_again(tmp_path: Path, link:
     path = tmp_path / "file"
     if link:
         (tmp_path / "link").symlink_to(path)
-    with (
-        pytest.raises(RuntimeError),
-        open_output("--out", str(tmp_path / ("link" if link else "file"))),
-    ):
-        assert path.exists()
-        raise RuntimeError("the bundle cannot be loaded")
+    with open_output("--out", str(tmp_path / ("link" if link else "file"))):
+        assert path.exists()  # and now the bundle cannot be loaded
     assert not path.exists()
     assert (tmp_path / "link").is_symlink() == link
 
