@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
-from pathlib import Path
 from typing import Any
+
+from runtime.system.output_file import write_output
+from runtime.system.standard_streams import is_unicode, print_error, print_out
 
 
 def check_counts(options: argparse.Namespace, **least: int) -> None:
@@ -39,26 +42,31 @@ def parse_counts(option: str, text: str) -> tuple[int, ...]:
     return counts
 
 
-def check_output(option: str, path: str | None) -> None:
-    """Fails before the work rather than after it where a result cannot be written.
-
-    Raises:
-        ValueError: if the folder of the file is not there.
-    """
-    if path not in (None, "-") and not Path(str(path)).absolute().parent.is_dir():
-        raise ValueError(f"{option}: there is no folder {Path(str(path)).parent} to write into")
-
-
 def print_progress(text: str) -> None:
     """Tells a person at a terminal, on standard error, what is being done."""
     if sys.stderr.isatty():
-        print(text, file=sys.stderr, flush=True)
+        print_error(text)
 
 
 def write_json(value: dict[str, Any], path: str) -> None:
-    """Writes JSON to a file, or to standard output for `-`."""
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    """Writes JSON to the file that `--json` names, or to standard output for `-`.
+
+    Raises:
+        OSError: if it cannot be written.
+        ValueError: if another process writes to the file.
+    """
+    ascii_only = path == "-" and not is_unicode(sys.stdout)
+    text = json.dumps(_finite(value), indent=2, ensure_ascii=ascii_only, allow_nan=False)
     if path == "-":
-        sys.stdout.write(text)
+        print_out(text)
     else:
-        Path(path).write_text(text, encoding="utf-8")
+        write_output("--json", path, f"{text}\n".encode("utf-8", "backslashreplace"))
+
+
+def _finite(value: Any) -> Any:
+    """The value with `None`, JSON's null, for numbers that JSON has not."""
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

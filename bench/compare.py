@@ -18,7 +18,7 @@ from bench.checkpoint_set import (
     find_checkpoints,
     make_checkpoints,
 )
-from bench.command import check_counts, check_output, parse_counts, print_progress, write_json
+from bench.command import check_counts, parse_counts, print_progress, write_json
 from bench.comparison import compare
 from bench.comparison_plot import check_plotting, plot_comparison
 from bench.comparison_result import Comparison, Settings
@@ -32,7 +32,8 @@ from bench.system import describe_hardware
 from bench.weight_bytes import bundle_weight_bytes, folder_bytes
 from bench.workers.process import Worker
 from bench.workers.systems import OURS, PRECISIONS, SYSTEMS, System
-from runtime.command import run_command
+from runtime.command import CommandParser, run_command
+from runtime.system.output_file import check_output, write_output
 
 DESCRIPTION = """\
 Compare this project with other systems, each in a process of its own, on the same random weights.
@@ -59,7 +60,7 @@ examples:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m bench.compare",
         description=DESCRIPTION,
         epilog=EXAMPLES,
@@ -171,9 +172,9 @@ def _report(comparison: Comparison, options: argparse.Namespace) -> None:
         origin = {"hardware": asdict(hardware), "read_bandwidth_method": METHOD}
         write_json({**comparison.to_dict(), **origin}, options.json)
     if options.markdown is not None:
-        Path(options.markdown).write_text(table + "\n", encoding="utf-8")
+        write_output("--markdown", options.markdown, f"{table}\n".encode("utf-8", "backslashreplace"))
     if options.plot is not None:
-        plot_comparison(comparison, hardware, Path(options.plot))
+        write_output("--plot", options.plot, plot_comparison(comparison, hardware))
 
 
 def run_systems(contestants: Contestants, folder: Path, settings: Settings) -> Comparison:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import io
 from typing import Any
 
 from bench.comparison_result import Comparison, SystemResult
@@ -28,8 +28,8 @@ def check_plotting() -> None:
         ) from error
 
 
-def plot_comparison(comparison: Comparison, hardware: Hardware, path: Path) -> None:
-    """Writes a PNG: a row of panels for each precision, prefill on the left and decode on the right.
+def plot_comparison(comparison: Comparison, hardware: Hardware) -> bytes:
+    """A PNG: a row of panels for each precision, prefill on the left and decode on the right.
 
     Bars are medians over the baseline's, so that all cases fit one axis, with the milliseconds written
     on them; lines go from the least to the greatest value.
@@ -51,7 +51,9 @@ def plot_comparison(comparison: Comparison, hardware: Hardware, path: Path) -> N
         f"threads, {settings.trials} trials\n{hardware}",
         fontsize="medium",
     )
-    figure.savefig(path, format="png", dpi=120)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    return picture.getvalue()
 
 
 def _draw(axes: Any, comparison: Comparison, precision: str, name: str) -> None:

@@ -19,7 +19,7 @@ import onnx
 
 from exporter.bundle_folder import atomic_folder, check_target
 from graphs.manifest import FileEntry, Manifest, read_manifest
-from runtime.command import run_command
+from runtime.command import CommandParser, run_command
 
 WEIGHTS_FILE = "weights.bin"
 INLINE_BYTES = 1024  # smaller tensors stay in the graph file
@@ -28,7 +28,7 @@ ALIGNMENT = 4096  # so that tensors can be mapped
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m bench.dynamic_int8",
         description="Quantize a float32 bundle with --target portable by ONNX Runtime's dynamic int8.",
     )

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.command import print_progress
-from runtime.command import run_command
+from runtime.command import CommandParser, run_command
 
 DEFAULT_FOLDER = "bench-environments"
 MARKER = "bench-requirements.txt"  # written last: an environment that has it is whole
@@ -91,7 +91,7 @@ ENVIRONMENTS = {
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m bench.environments",
         description="Make a virtual environment for each system that bench.compare measures.",
         epilog=EXAMPLES,

@@ -7,7 +7,6 @@ exporter takes by itself.
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 import time
@@ -18,6 +17,7 @@ from exporter.presets.table import BUILTIN_PRESETS
 from exporter.tracing import build_weightless_backbone, trace
 from graphs.contract import Phase
 from graphs.passes import rewrite
+from runtime.command import CommandParser
 from runtime.system.memory import peak_memory_bytes
 
 MEGABYTE = 1e6
@@ -51,7 +51,7 @@ def export_cost(folder: str, verify: str | None) -> dict[str, object]:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("what", choices=("trace", "export"))
     parser.add_argument("subject", help="a built-in preset for trace, a preset folder for export")
     parser.add_argument("--verify", choices=("full", "graph", "none"), help="as in opt-export")

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.command import check_output, print_progress, write_json
+from bench.command import print_progress, write_json
 from bench.gpu_bundles import KINDS
 from bench.gpu_plan import DEFAULT_SHAPES, GPU_SHAPES, START_SECONDS, Budget, Section, plan
 from bench.gpu_section import Order, write_record
@@ -23,7 +23,8 @@ from bench.gpu_table import format_table
 from bench.system import describe_hardware
 from bench.traced_graphs import graph_path, trace_shape
 from graphs.versions import package_versions
-from runtime.command import run_command
+from runtime.command import CommandParser, run_command
+from runtime.system.output_file import check_output
 
 PACKAGES = ("opt-onnx", "onnxruntime", "onnxruntime-gpu", "torch", "transformers", "numpy")
 ERROR_LINES = 3  # of a process that ended without a word
@@ -51,7 +52,7 @@ examples:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m bench.gpu",
         description=DESCRIPTION,
         epilog=EXAMPLES,

@@ -14,13 +14,15 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from bench.command import check_counts, check_output, write_json
+from bench.command import check_counts, write_json
 from bench.keras_process import KerasProcess
 from bench.measure import Spread, check_room, random_prompts
 from bench.system import describe_hardware
 from bench.workers.padding import with_room
 from graphs.contract import ModelConfig
 from graphs.versions import package_versions
+from runtime.command import CommandParser
+from runtime.system.output_file import check_output
 
 SYSTEMS = {"opt-onnx": "exporter", "keras-hub": "keras_hub.models"}  # where the models are
 PACKAGES = ("opt-onnx", "keras", "keras-hub", "tensorflow", "numpy")
@@ -76,7 +78,7 @@ def main() -> None:
     """The command."""
     from bench.shapes import SHAPES
 
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="opt_125m")
     parser.add_argument("--prompt-tokens", type=int, default=16)
     parser.add_argument("--new-tokens", type=int, default=32)

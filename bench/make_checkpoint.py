@@ -32,7 +32,7 @@ from exporter.presets.keras_config import backbone_config, dtype_policy
 from exporter.presets.live_weights import check_shard_size
 from exporter.progress import Progress
 from graphs.contract import ModelConfig
-from runtime.command import run_command
+from runtime.command import CommandParser, run_command
 
 HUGGING_FACE_FORMAT, KERAS_FORMAT = "huggingface", "keras"
 FORMATS: dict[str, WeightMap] = {HUGGING_FACE_FORMAT: HUGGING_FACE, KERAS_FORMAT: KERAS_PRESET}
@@ -51,7 +51,7 @@ The same shape, layers, dtype and seed give the same weights in both formats.
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m bench.make_checkpoint",
         description="Write a checkpoint of random weights in the shape of a published OPT model.",
         epilog=EXAMPLES,

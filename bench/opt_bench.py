@@ -7,9 +7,10 @@ import sys
 from collections.abc import Sequence
 
 from bench.bundle_speed import Report, Settings, measure_bundle
-from bench.command import check_counts, check_output, parse_counts, print_progress, write_json
+from bench.command import check_counts, parse_counts, print_progress, write_json
 from bench.measure import Spread
-from runtime.command import run_command
+from runtime.command import CommandParser, run_command
+from runtime.system.output_file import check_output
 
 DESCRIPTION = """\
 Measure an exported OPT bundle: loading, prefill and decode at several batch sizes, memory.
@@ -32,7 +33,7 @@ Make a bundle with: opt-export --preset opt_tiny_en
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="opt-bench",
         description=DESCRIPTION,
         epilog=EXAMPLES,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench.command import check_counts
-from runtime.command import run_command
+from runtime.command import CommandParser, run_command
 
 if TYPE_CHECKING:
     from exporter import OPTBackbone
@@ -38,7 +38,7 @@ examples:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m bench.outliers",
         description="Write a copy of a preset that computes the same with outliers in its activations.",
         epilog=EXAMPLES,

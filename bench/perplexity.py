@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from bench.command import check_counts, print_progress
 from exporter.presets.text_rows import pack_rows
 from runtime.bundle import Bundle, load_bundle
-from runtime.command import run_command
+from runtime.command import CommandParser, run_command
 from runtime.decoder import Decoder
+from runtime.text_files import decode_text
 
 ROW_TOKENS = 512  # what the embedded preset was trained and measured with
 
@@ -75,7 +76,7 @@ class Rows:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m bench.perplexity",
         description=DESCRIPTION,
         epilog=EXAMPLES,
@@ -131,7 +132,7 @@ def read_rows(bundle: Bundle, text: str | None) -> Rows:
         texts = split_documents()[1]
         origin = f"held-out documentation of Python {platform.python_version()}"
     else:
-        texts, origin = [Path(text).read_text(encoding="utf-8")], text
+        texts, origin = [decode_text(Path(text).read_bytes(), text)], text
     length = min(ROW_TOKENS, bundle.manifest.model.max_sequence_length)
     return Rows(*pack_rows(bundle.tokenizer, texts, length), origin)
 

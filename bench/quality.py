@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.command import check_counts, check_output, print_progress, write_json
+from bench.command import check_counts, print_progress, write_json
 from bench.logit_error import LogitError, LogitErrorSum
 from bench.markdown import markdown_table
 from bench.perplexity import Perplexity, log_likelihoods, read_rows
 from graphs.manifest import Manifest
 from graphs.versions import package_versions
 from runtime.bundle import Bundle, load_bundle
-from runtime.command import run_command
+from runtime.command import CommandParser, run_command
 from runtime.decoder import Decoder
+from runtime.system.output_file import check_output
 
 PACKAGES = ("opt-onnx", "onnxruntime", "onnxruntime-gpu", "numpy", "tokenizers")
 HEADER = [
@@ -64,7 +65,7 @@ class Quality:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m bench.quality",
         description=DESCRIPTION,
         epilog=EXAMPLES,

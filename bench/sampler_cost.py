@@ -10,7 +10,6 @@ whose cost alone depends on it, keeps thousands of tokens.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from bench.command import check_counts
 from bench.measure import Spread
 from runtime.beam_search import continuations
+from runtime.command import CommandParser
 from runtime.contrastive_search import History, candidates, choose
 from runtime.generation import row_generators
 from runtime.samplers import GreedySampler, RandomSampler, Sampler, TopKSampler, TopPSampler
@@ -85,7 +85,7 @@ def measure(
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--vocabulary", type=int, default=50_272)
     parser.add_argument("--spread", type=float, default=5.0, help="of the logits (default: 5)")
     parser.add_argument("--trials", type=int, default=200)

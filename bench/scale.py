@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from bench.command import check_counts, check_output, print_progress, write_json
+from bench.command import check_counts, print_progress, write_json
 from bench.markdown import markdown_table
 from bench.measure import random_prompts, time_generation
 from bench.read_bandwidth import BandwidthMeter
@@ -27,7 +27,8 @@ from bench.system import describe_hardware
 from graphs.contract import Phase
 from graphs.manifest import TARGET_PRECISIONS
 from runtime.bundle import load_bundle
-from runtime.command import run_command
+from runtime.command import CommandParser, run_command
+from runtime.system.output_file import check_output
 
 COPY_BLOCK = 16 * 1024 * 1024
 TOKENS_PROMPT, NEW_TOKENS = 16, 32
@@ -111,7 +112,7 @@ class Served:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m bench.scale",
         description=DESCRIPTION,
         epilog=EXAMPLES,

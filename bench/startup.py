@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.checkpoint_set import CheckpointSet
-from bench.command import check_counts, check_output, print_progress, write_json
+from bench.command import check_counts, print_progress, write_json
 from bench.compare import prepare_systems
 from bench.contestants import Contestants, choose_contestants
 from bench.environments import DEFAULT_FOLDER
@@ -25,7 +25,8 @@ from bench.system import describe_hardware
 from bench.workers.process import SETTLE_SECONDS, Worker, module_environment
 from bench.workers.systems import OURS, PRECISIONS, SYSTEMS, System
 from runtime.bundle import load_bundle
-from runtime.command import run_command
+from runtime.command import CommandParser, run_command
+from runtime.system.output_file import check_output
 
 HEADER = ["system", "to the last token s", "of it loading s", "peak MB"]
 COMMAND, COMMAND_MODULE = "opt-generate", "runtime.cli"
@@ -66,7 +67,7 @@ class Starts:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m bench.startup",
         description=DESCRIPTION,
         epilog=EXAMPLES,

@@ -12,16 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from bench.command import check_counts, check_output, print_progress, write_json
+from bench.command import check_counts, print_progress, write_json
 from bench.markdown import markdown_table
 from bench.measure import Spread, check_room, random_prompts
 from bench.system import describe_hardware
 from graphs.versions import package_versions
 from runtime.bundle import load_bundle
-from runtime.command import run_command
+from runtime.command import CommandParser, run_command
 from runtime.decoder import Decoder
 from runtime.generation import RowRequest
 from runtime.samplers import GreedySampler, RandomSampler, Sampler, TopKSampler, TopPSampler
+from runtime.system.output_file import check_output
 
 PACKAGES = ("opt-onnx", "onnxruntime", "onnxruntime-gpu", "numpy")
 HEADER = ["sampler", "step ms", "outside µs", "of the step"]
@@ -66,7 +67,7 @@ class StepTimes:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m bench.step_overhead",
         description=DESCRIPTION,
         epilog=EXAMPLES,

@@ -19,11 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from bench.command import check_counts, check_output, print_progress, write_json
+from bench.command import check_counts, print_progress, write_json
 from bench.keras_process import KerasProcess
 from bench.measure import Spread
 from bench.system import describe_hardware
 from graphs.versions import package_versions
+from runtime.command import CommandParser
+from runtime.system.output_file import check_output
 
 SYSTEMS = {"opt-onnx": "exporter", "keras-hub": "keras_hub.models"}  # where the models are
 COMPARED_STEPS = 20
@@ -156,7 +158,7 @@ def compare(preset: str, options: argparse.Namespace) -> Comparison:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--preset", default="opt_tiny_en", help="in keras-hub's format, tokenizer too")
     parser.add_argument("--length", type=int, default=256, help="tokens of a row")
     parser.add_argument("--batch", type=int, default=8, help="rows of a batch")

@@ -19,11 +19,10 @@ from pathlib import Path
 
 from exporter.errors import ExportError
 from graphs.manifest import MANIFEST_FILE
-from runtime.system.file_lock import LockHeldError, passing_lock
+from runtime.system.file_lock import NO_LOCKS, LockHeldError, passing_lock
 from runtime.system.interrupts import committing, undone_when_ended
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 NO_SWAP = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
 MORE_ROOM = "free some room or choose an --output on another disk"

@@ -13,7 +13,10 @@ from pathlib import Path
 from exporter.presets.handles import resolve_preset
 from exporter.presets.table import BUILTIN_PRESETS
 from graphs.manifest import PRECISIONS, TARGETS
-from runtime.command import run_command
+from runtime.command import CommandParser, run_command
+from runtime.sentences import sentence
+from runtime.system.standard_streams import print_error, print_out
+from runtime.text_files import decode_text
 
 EXAMPLES = """\
 examples:
@@ -31,7 +34,7 @@ Then: opt-generate opt_tiny_en "The import statement"
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
     names = "\n".join(f"  {p.name:<14}{p.description}" for p in BUILTIN_PRESETS.values())
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="opt-export",
         description="Export an OPT model to an ONNX bundle that serves without a deep-learning "
         "framework.",
@@ -114,7 +117,7 @@ def _check(options: argparse.Namespace) -> int:
 
         def tell(line: str) -> None:
             if not options.quiet:
-                print(line, flush=True)
+                print_out(line)
 
         check_bundle(folder, tell, Progress(quiet=options.quiet))
         tell(f"{folder} is sound")
@@ -122,7 +125,7 @@ def _check(options: argparse.Namespace) -> int:
     try:
         return run_command("opt-export", run, options)
     except UnsoundBundleError as error:
-        print(f"opt-export: {error}", file=sys.stderr)
+        print_error(f"opt-export: {sentence(error)}")
         return 1
 
 
@@ -157,11 +160,9 @@ QUIET_CLIENTS = {
 
 def _read_text(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return decode_text(Path(path).read_bytes(), f"--calibration {path}")
     except OSError as error:
         raise ValueError(f"--calibration {path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--calibration {path} is not UTF-8 text: {error}") from None
 
 
 def _run(options: argparse.Namespace) -> None:

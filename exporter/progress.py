@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from typing import TextIO
@@ -25,7 +26,7 @@ class Progress:
         if self._quiet:
             return
         if total_bytes is None:
-            print(f"{name} …", file=self._stream, flush=True)
+            _print(f"{name} …", self._stream)
         elif self._stream.isatty():
             self._bar = tqdm(
                 total=total_bytes,
@@ -57,7 +58,7 @@ class _Lines:
         self._name, self._total, self._stream = name, total, stream
         self._done = 0
         self._started = self._last = time.monotonic()
-        print(f"{name} ({_bytes(total)}) …", file=stream, flush=True)
+        _print(f"{name} ({_bytes(total)}) …", stream)
 
     def update(self, size: int) -> None:
         """Counts bytes."""
@@ -76,12 +77,16 @@ class _Lines:
         seconds = now - self._started
         rate = self._done / seconds if seconds > 0 else 0.0
         left = _duration((self._total - self._done) / rate) if rate > 0 else "?"
-        print(
+        _print(
             f"{self._name}: {share:.0%} of {_bytes(self._total)}, {_bytes(rate)}/s, "
             f"{_duration(seconds)} so far, {left} left",
-            file=self._stream,
-            flush=True,
+            self._stream,
         )
+
+
+def _print(text: str, stream: TextIO) -> None:
+    with contextlib.suppress(OSError):  # an export goes on where nobody can be told of it
+        print(text, file=stream, flush=True)
 
 
 def _bytes(size: float) -> str:

@@ -16,6 +16,7 @@ from graphs.contract import (
     graph_inputs,
     graph_outputs,
 )
+from graphs.native_path import native_path
 
 
 class ContractError(ValueError):
@@ -36,7 +37,8 @@ def check_graph(
         ContractError: listing every difference.
         onnx.checker.ValidationError: if the file is not valid ONNX.
     """
-    onnx.checker.check_model(str(path), full_check=False)
+    with native_path(path) as text:
+        onnx.checker.check_model(text, full_check=False)
     graph = ir.load(path).graph
     inputs = graph_inputs(config, phase, cache_dtype, revision)
     outputs = graph_outputs(config, phase, cache_dtype, revision)

@@ -15,9 +15,7 @@ def parse_json(text: str) -> Any:
             not finite or half a character.
     """
     try:
-        value = json.loads(
-            text, object_pairs_hook=_object, parse_constant=_refuse_number, parse_float=_finite
-        )
+        value = _DECODER.decode(text)
         if "\\ud" in text or "\\uD" in text:  # half a character cannot be printed
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
@@ -43,3 +41,9 @@ def _finite(digits: str) -> float:
 
 def _refuse_number(number: str) -> NoReturn:
     raise ValueError(f"it holds the number {number[:200]}, which is not finite")
+
+
+# One for all texts: making it takes longer than reading a short one.
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_object, parse_constant=_refuse_number, parse_float=_finite
+)

@@ -100,7 +100,14 @@ class CacheBudget:
                 needed = cache_bytes(decoder.config, batch, capacity, dtype)
                 idle = decoder.idle_bytes if isinstance(decoder, KeepingDecoder) else 0
                 problem = self._over_limit(needed) or self._over_memory(needed, idle)
-            if problem is not None:
+            cache = None
+            if problem is None:
+                try:
+                    cache = decoder.new_cache(batch, capacity)
+                except MemoryError as error:  # something has taken the memory that there was
+                    problem = _free_bytes(needed), f"the system gave no more ({error})"
+            if cache is None:
+                assert problem is not None
                 allowed, reason = problem
                 raise CacheMemoryError(
                     f"the KV cache needs {format_bytes(needed)}, for {batch} "
@@ -111,7 +118,6 @@ class CacheBudget:
                     needed,
                     allowed,
                 )
-            cache = decoder.new_cache(batch, capacity)
             self._caches[cache] = needed
         return cache
 
@@ -143,6 +149,12 @@ class CacheBudget:
         return max(0, available - promised), (
             f"{reason} and calls in flight may yet fill {format_bytes(promised)}"
         )
+
+
+def _free_bytes(needed: int) -> int:
+    """What there may have been for a cache that the system refused: less than it needs."""
+    available = available_memory_bytes()
+    return 0 if available is None or available >= needed else available
 
 
 def _over_demand(demand: CacheDemand) -> tuple[int, str] | None:

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
-from runtime.command import run_command
+from runtime.command import CommandParser, run_command
 from runtime.sampler_options import (
     SAMPLERS_HELP,
     add_sampler_options,
     changed_sampler,
     named_sampler,
 )
-from runtime.samplers import BeamSampler
+from runtime.samplers import BeamSampler, Sampler
 from runtime.sizes import parse_bytes
-from runtime.system.interrupts import undone_when_ended
+from runtime.system.standard_streams import print_out
+from runtime.text_arguments import given_texts
 
 if TYPE_CHECKING:
     from runtime.generator import Generator
@@ -37,18 +34,32 @@ examples:
   echo "If the argument is" | opt-generate opt_tiny_en --seed 1
       standard input, when piped, is one prompt
   opt-generate opt_tiny_en --input prompts.jsonl --output texts.jsonl
-      a line of the input is {"prompt": "..."}; one of the output adds "text", "finish_reason",
-      token counts and speeds, and with --all-beams "beams"
+  opt-generate opt_tiny_en --input prompts.jsonl --output texts.jsonl --resume
 Make a bundle with: opt-export --preset opt_tiny_en
+"""
+
+JOBS_HELP = """\
+jobs, which are prompts from a file:
+  A line of --input is {"prompt": "..."} and may have other names. Its record, a line of --output in
+  the same place, repeats them and adds "text", "finish_reason", token counts and speeds, and with
+  --all-beams "beams". Blank lines are left out. Text is UTF-8.
+  A line that gives no text (it is not JSON, its prompt is too long) has a record with "error" and
+  its number as "line", and the job goes on; with --strict it ends there.
+  Records are in the output as soon as their batch is done, and stay whatever happens then. An output
+  that is there is replaced when the first record is done. With --resume its records are kept, and
+  the job goes on after them; they must be of the same input and options.
+exit code:
+  0 all texts are there; 1 some records of a job have an "error"; 2 an error ended the command, which
+  standard error tells of; 130 Ctrl-C, 143 SIGTERM
 """
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="opt-generate",
         description="Write text with an exported OPT bundle. Text is printed as it comes.",
-        epilog=f"{SAMPLERS_HELP}\n{EXAMPLES}",
+        epilog=f"{JOBS_HELP}\n{SAMPLERS_HELP}\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("bundle", metavar="BUNDLE", help="bundle folder that opt-export made")
@@ -61,7 +72,15 @@ def build_parser() -> argparse.ArgumentParser:
         "--no-stop", action="store_true", help="go on to --max-length, past the end token"
     )
     parser.add_argument("--input", metavar="FILE", help="prompts as JSON Lines; - is standard input")
-    parser.add_argument("--output", metavar="FILE", help="results as JSON Lines (default: printed)")
+    parser.add_argument(
+        "--output", metavar="FILE", help="records as JSON Lines; - is standard output (default: -)"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="keep the records that --output has and go on after them"
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="end at the first line of --input that gives no text"
+    )
     parser.add_argument(
         "--batch-size", type=int, default=8, metavar="N", help="prompts at a time with --input"
     )
@@ -100,22 +119,57 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns 0, 2 on an error and 130 on Ctrl-C."""
-    return run_command("opt-generate", _run, build_parser().parse_args(arguments))
+    """Runs the command; returns 0, 1 if a job has errors, 2 on an error and 130 on Ctrl-C."""
+    options = build_parser().parse_args(arguments)
+    interrupted = "interrupted"
+    if options.input is not None and options.output not in (None, "-"):
+        interrupted += f"; --resume goes on after what {options.output} has"
+    return run_command("opt-generate", _run, options, interrupted)
 
 
-def _run(options: argparse.Namespace) -> None:
-    if options.input is None and options.output is not None:
-        raise ValueError("--output goes with --input; redirect standard output otherwise")
+def _run(options: argparse.Namespace) -> int:
+    _check(options)
+    named = named_sampler(options)
+    if options.input is not None:
+        from runtime.jobs.command import run_job_command
+
+        return run_job_command(options, lambda: _open(options, named), settings(options))
+    prompts = given_texts(options.prompts)
+    generator = _open(options, named)
+    for prompt in prompts:
+        _print_text(generator, prompt, settings(options))
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.input is None:
+        for name in ("output", "resume", "strict"):
+            if getattr(options, name):
+                remedy = "; redirect standard output otherwise" if name == "output" else ""
+                raise ValueError(f"--{name} goes with --input{remedy}")
+    elif options.prompts:
+        raise ValueError("--input gives the prompts: leave out those after BUNDLE, or --input")
     if options.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {options.batch_size}")
-    max_cache_bytes = None if options.max_cache_bytes is None else parse_bytes(options.max_cache_bytes)
-    requests = _read_requests(options.input) if options.input is not None else []
-    prompts = [] if options.input is not None else _prompts(options.prompts)
-    sampler = named_sampler(options)
+    if options.max_cache_bytes is not None:
+        parse_bytes(options.max_cache_bytes)
 
+
+def settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `Generator.generate` that the options give."""
+    return {
+        "max_length": options.max_length,
+        "stop_token_ids": None if options.no_stop else "auto",
+        "strip_prompt": options.strip_prompt,
+        "timeout": options.timeout,
+    }
+
+
+def _open(options: argparse.Namespace, named: Sampler | None) -> Generator:
+    """The generator that the options describe, its arguments checked."""
     from runtime.generator import Generator
 
+    most = None if options.max_cache_bytes is None else parse_bytes(options.max_cache_bytes)
     with _told_on_stderr():
         generator = Generator.from_bundle(
             options.bundle,
@@ -123,28 +177,12 @@ def _run(options: argparse.Namespace) -> None:
             threads=options.threads,
             verify=options.verify,
             packed_weights=not options.no_packed_weights,
-            max_cache_bytes=max_cache_bytes,
+            max_cache_bytes=most,
             cuda_graphs=not options.no_cuda_graphs,
             allow_cpu_nodes=options.allow_cpu_nodes,
         )
-    generator.compile(sampler or changed_sampler(generator.sampler, options))
-    settings = {
-        "max_length": options.max_length,
-        "stop_token_ids": None if options.no_stop else "auto",
-        "strip_prompt": options.strip_prompt,
-        "timeout": options.timeout,
-    }
-    if options.input is None:
-        for prompt in prompts:
-            _print_text(generator, prompt, settings)
-        return
-    with _output(options.output) as file:
-        for start in range(0, len(requests), options.batch_size):
-            batch = requests[start : start + options.batch_size]
-            results = generator.generate_results([r.prompt for r in batch], **settings)
-            for request, result in zip(batch, results, strict=True):
-                line = {**request.fields, **result.to_dict()}
-                print(json.dumps(line, ensure_ascii=False), file=file, flush=True)
+    generator.compile(named or changed_sampler(generator.sampler, options))
+    return generator
 
 
 @contextlib.contextmanager
@@ -167,60 +205,11 @@ def _print_text(generator: Generator, prompt: str, settings: dict[str, Any]) -> 
     """Prints one text as it comes, or its beams with a score before each once they are there."""
     if isinstance(generator.sampler, BeamSampler) and generator.sampler.return_all_beams:
         for text, score in zip(*generator.generate(prompt, **settings), strict=True):
-            print(f"{score:.4f}\t{text}", flush=True)
+            print_out(f"{score:.4f}\t{text}")
         return
     for piece in generator.stream(prompt, **settings):
-        print(piece, end="", flush=True)
-    print(flush=True)
-
-
-def _prompts(given: Sequence[str]) -> list[str]:
-    if given:
-        return list(given)
-    if sys.stdin is None or sys.stdin.isatty():
-        raise ValueError("no prompt: give one after BUNDLE, pipe one in, or use --input FILE")
-    return [sys.stdin.read().removesuffix("\n")]
-
-
-@dataclass(frozen=True)
-class _Request:
-    prompt: str
-    fields: dict[str, Any]
-
-
-def _read_requests(path: str) -> list[_Request]:
-    text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
-    requests = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
-        if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
-            raise ValueError(f'{path}, line {number} must be {{"prompt": "..."}}, got {line.strip()}')
-        requests.append(_Request(value["prompt"], value))
-    return requests
-
-
-@contextlib.contextmanager
-def _output(path: str | None) -> Iterator[TextIO]:
-    """Standard output, or a file that appears when it is complete."""
-    if path is None:
-        yield sys.stdout
-        return
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    try:
-        with (
-            undone_when_ended(lambda: temporary.unlink(missing_ok=True)),
-            temporary.open("w", encoding="utf-8") as file,
-        ):
-            yield file
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+        print_out(piece, end="")
+    print_out("")
 
 
 if __name__ == "__main__":

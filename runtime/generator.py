@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from graphs.shown import shown
 from runtime import samplers
 from runtime.arguments import (
@@ -326,6 +328,28 @@ class Generator:
         if not isinstance(batch, TextBatch) or not batch.single:
             raise ValueError(f"stream() takes one string, got {shown(prompt)}")
         return self._stream_text(self._start(batch, call), call)
+
+    def check_options(
+        self,
+        max_length: int | None = None,
+        stop_token_ids: StopTokenIds = "auto",
+        timeout: float | None = None,
+    ) -> None:
+        """Checks what every call with these arguments needs, before there is a prompt.
+
+        Raises:
+            ValueError: see `generate`; also if there is no tokenizer to read prompts with.
+            BundleError: if the bundle's tokenizer is not valid.
+        """
+        length = self.max_length if max_length is None else max_length
+        limit = check_length(length, "max_length", self.config)
+        if self.tokenizer is None:
+            encode_prompts((), None, limit, self.config)
+        else:
+            self.tokenizer.vocabulary_size()  # which has its files parsed
+        row = np.zeros((1, limit), np.int64)
+        batch = TokenBatch(row, np.arange(limit)[None] < 1, single=True)
+        self._start(batch, self._call(max_length, stop_token_ids, False, timeout, None))
 
     def _stream_text(self, run: Run, call: Call) -> Iterator[str]:
         assert self.tokenizer is not None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from graphs.manifest import FileEntry
+from graphs.native_path import native_path
 from graphs.shown import shown
 from runtime.bundle import Bundle
 from runtime.devices import CPU, Device
@@ -184,8 +185,9 @@ class SessionOpener:
 
     def _write_pack(self, graph_path: Path, folder: Path) -> None:
         options = self._options(WRITE_PACK)
-        options.optimized_model_filepath = os.fspath(folder / MODEL_FILE)
-        self._open(graph_path, options)
+        with native_path(folder / MODEL_FILE) as path:
+            options.optimized_model_filepath = path
+            self._open(graph_path, options)
 
     def _options(self, entries: Mapping[str, str] | None = None) -> Any:
         options = ort.SessionOptions()
@@ -207,7 +209,8 @@ class SessionOpener:
 
     def _start(self, path: Path, options: Any, **choices: Any) -> Any:
         try:
-            return ort.InferenceSession(os.fspath(path), options, **choices)
+            with native_path(path) as text:
+                return ort.InferenceSession(text, options, **choices)
         except Exception as error:  # ONNX Runtime's exceptions share no base of their own
             told = " ".join(str(error).split())
             raise BundleError(f"ONNX Runtime cannot load {path}: {told}") from error

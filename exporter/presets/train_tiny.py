@@ -6,7 +6,6 @@ prints the perplexity on the held-out documents. The weights are stored in float
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import platform
@@ -28,6 +27,7 @@ from exporter.presets.corpus import split_documents
 from exporter.presets.saving import save_causal_lm
 from exporter.presets.table import TINY
 from exporter.presets.text_rows import pack_rows
+from runtime.command import CommandParser
 
 SEQUENCE_LENGTH = TINY.max_sequence_length
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]  # OPT's, in its order
@@ -152,7 +152,7 @@ def train(output: Path, start: Path | None = None) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("output", type=Path, help="folder to write the preset into")
     parser.add_argument("--start", type=Path, help="a preset to run only the last phase on")
     options = parser.parse_args()

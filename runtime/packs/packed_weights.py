@@ -73,7 +73,7 @@ class PackedWeights:
             raise PackError(f"the secret that packed weights are signed with: {error}") from error
         self._places = [
             PackFolder(bundle.folder / "packed", None, secret),
-            PackFolder(cache / "opt-onnx" / "packed", os.fspath(bundle.folder.resolve()), secret),
+            PackFolder(cache / "opt-onnx" / "packed", _as_text(bundle.folder.resolve()), secret),
         ]
 
     def open(self, graph: FileEntry, open_model: Callable[[Path], _Session]) -> _Session:
@@ -183,6 +183,11 @@ def user_cache_folder() -> Path | None:
         return None
     folders = {"win32": "AppData/Local", "darwin": "Library/Caches"}
     return home / folders.get(sys.platform, ".cache")
+
+
+def _as_text(path: Path) -> str:
+    """A path in JSON, also where its bytes are no text."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _in_words(size: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from runtime.system.control_groups import ROOT, ControlGroup, control_groups, re
 # What a group uses that is no file page, or one that the kernel can drop.
 _FILE_PAGES = {1: ("total_inactive_file", "total_active_file"), 2: ("inactive_file", "active_file")}
 _LIMIT = {1: "memory.limit_in_bytes", 2: "memory.max"}
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 _USED = {1: "memory.usage_in_bytes", 2: "memory.current"}
 
 
@@ -17,12 +19,13 @@ def available_memory_bytes(root: Path = ROOT) -> int | None:
     """Memory that can be taken without swapping, in bytes; `None` where the system does not tell.
 
     On Linux: what the machine has available, at most what is left in the process's control groups, a
-    container's say. Pages of files count as available: the kernel drops them when memory is short.
+    container's say, and of its address space (`ulimit -v`). Pages of files count as available: the
+    kernel drops them when memory is short.
 
     Args:
         root: where `/proc` and `/sys` are.
     """
-    figures = [*_machine(root), *_groups(root)]
+    figures = [*_machine(root), *_groups(root), *_address_space(root)]
     return max(0, min(figures)) if figures else None
 
 
@@ -44,3 +47,11 @@ def _file_pages(group: ControlGroup) -> int:
     rows = (line.split() for line in group.read("memory.stat").splitlines())
     names = _FILE_PAGES[group.version]
     return sum(int(row[1]) for row in rows if len(row) == 2 and row[0] in names)
+
+
+def _address_space(root: Path) -> Iterator[int]:
+    for line in read_text(root / "proc/self/limits").splitlines():
+        limit = line.removeprefix("Max address space").split()[:1]
+        if limit and limit[0].isdecimal() and line.startswith("Max address space"):
+            used = read_text(root / "proc/self/statm").split()[:1]
+            yield int(limit[0]) - sum(int(pages) for pages in used) * _PAGE_BYTES

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # what disks without locks say
 
 if sys.platform == "win32":
     import msvcrt
@@ -138,3 +141,18 @@ def _holder(descriptor: int) -> int | None:
             return int(os.read(descriptor, 20))
         time.sleep(0.01)  # it has locked the file and not yet written to it
     return None
+
+
+def lock_open_file(path: Path, descriptor: int) -> bool:
+    """Takes the lock of an open file at once or not at all; closing the file releases it.
+
+    Returns:
+        Whether the path still leads to that file: who held the lock before may have removed it.
+
+    Raises:
+        LockHeldError: if another one holds it.
+        OSError: one of `NO_LOCKS` if the file's disk has no locks.
+    """
+    if not _try_lock(descriptor):
+        raise LockHeldError(path, None)
+    return _is_at(path, descriptor)

@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
+from runtime.system.standard_streams import print_error
+
 GRACE_SECONDS = 0.5  # for the main thread to end by itself
 CHILD_SECONDS = 0.4  # for children to end by themselves
 COMMIT_SECONDS = 0.2  # for a rename that is under way
@@ -90,7 +92,7 @@ class Watch:
     def tell(self) -> None:
         """Tells the message on standard error, once."""
         if self._told.acquire(blocking=False):
-            print(f"\n{self._message}", file=sys.stderr, flush=True)
+            print_error(f"\n{self._message}")
 
     def end(self) -> int:
         """Tells the message and, if a signal came, ends the process; else returns the exit code.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
@@ -367,6 +368,6 @@ def test_picture(comparison, tmp_path):
 
     from bench.comparison_plot import plot_comparison
 
-    plot_comparison(comparison, HARDWARE, tmp_path / "figures.png")
-    height, width, _ = imread(tmp_path / "figures.png").shape
+    picture = plot_comparison(comparison, HARDWARE)
+    height, width, _ = imread(io.BytesIO(picture)).shape
     assert (width, height) == (1560, round(120 * (2 * 3.2 + 0.8)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import pytest
 
 from runtime import Generator, cli
 from runtime.samplers import TopKSampler
+from runtime.text_arguments import given_texts
 from tests.runtime.toy import edit_manifest
 
 Run = Callable[..., tuple[int, str, str]]
@@ -80,6 +80,48 @@ def test_standard_input_is_one_prompt(run: Run, generator: Generator) -> None:
 def test_empty_standard_input_generates_from_the_start_token(run: Run, generator: Generator) -> None:
     status, out, _ = run("--sampler", "greedy", stdin="")
     assert (status, out) == (0, greedy_text(generator, "") + "\n")
+
+
+@pytest.mark.parametrize(
+    ("data", "read"),
+    [
+        ("Zoë 😀\n".encode(), "Zoë 😀"),
+        (b"\xef\xbb\xbfa\r\nb\r\n", "a\nb"),
+        (b"a\rb", "a\nb"),
+        (b"\xef\xbb\xbf", ""),
+    ],
+)
+def test_standard_input_is_utf_8_whatever_the_locale(
+    monkeypatch: pytest.MonkeyPatch, data: bytes, read: str
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), "ascii"))
+    assert given_texts([]) == [read]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            "Zoë".encode("utf-16"),
+            "standard input is UTF-16, as its first bytes show, and must be UTF-8",
+        ),
+        ("Zo".encode("utf-16-be"), "standard input is UTF-16BE, as its first bytes show"),
+        (b"a\nZo\xeb", "standard input is not UTF-8: byte 3 of line 2 is 0xeb; it may be Windows-1252"),
+        (b"a" * (16 * 2**20 + 1), "standard input, which is one prompt, has more than 16 MiB"),
+    ],
+    ids=["UTF-16", "UTF-16 without a mark", "Latin-1", "without end"],
+)
+def test_standard_input_that_cannot_be_read(
+    monkeypatch: pytest.MonkeyPatch, data: bytes, message: str
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), "ascii"))
+    with pytest.raises(ValueError, match=message):
+        given_texts([])
+
+
+def test_arguments_that_the_locale_could_not_read() -> None:
+    """As Python gives the bytes of "Zoë" where the locale is ASCII."""
+    assert given_texts(["Zo\udcc3\udcab", "Zoë"]) == ["Zoë", "Zoë"]
 
 
 def test_prompts_go_before_standard_input(run: Run, generator: Generator) -> None:
@@ -155,6 +197,41 @@ def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    "order",
+    [
+        ("BUNDLE", "--max-length", "20", "the", "a"),
+        ("--max-length", "20", "BUNDLE", "the", "a"),
+        ("BUNDLE", "the", "--max-length=20", "a"),
+        ("--max-length", "20", "--", "BUNDLE", "the", "a"),
+        ("--max-length", "20", "BUNDLE", "the", "--", "a"),
+    ],
+)
+def test_options_go_anywhere(
+    toy_bundle: Path, generator: Generator, capsys: pytest.CaptureFixture[str], order: tuple[str, ...]
+) -> None:
+    """Also between the bundle and its prompts, which `argparse` refuses by itself."""
+    given = [str(toy_bundle) if word == "BUNDLE" else word for word in order]
+    assert cli.main(["--sampler", "greedy", "--threads", "1", "--device", "cpu", *given]) == 0
+    texts = [greedy_text(generator, text, max_length=20) for text in ("the", "a")]
+    assert capsys.readouterr() == ("".join(f"{text}\n" for text in texts), "")
+
+
+@pytest.mark.parametrize("prompt", ["--max-length", "-x", "--", "-5", ""])
+def test_a_prompt_like_an_option(run: Run, generator: Generator, prompt: str) -> None:
+    _, out, _ = run("--sampler", "greedy", "--device", "cpu", stdin=prompt)
+    assert out == greedy_text(generator, prompt) + "\n"
+
+
+def test_what_follows_two_dashes_is_a_prompt(
+    toy_bundle: Path, generator: Generator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = ["--max-length", "--", "-x"]
+    assert cli.main([str(toy_bundle), "--sampler", "greedy", "--threads", "1", "--", *prompts]) == 0
+    texts = [greedy_text(generator, prompt) for prompt in prompts]
+    assert capsys.readouterr().out == "".join(f"{text}\n" for text in texts)
+
+
+@pytest.mark.parametrize(
     "arguments", [[], ["b", "--sampler", "best"], ["b", "--k", "x"], ["b", "--nope"]]
 )
 def test_a_wrong_command_line(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
@@ -162,152 +239,6 @@ def test_a_wrong_command_line(capsys: pytest.CaptureFixture[str], arguments: lis
         cli.main(arguments)
     assert stopped.value.code == 2
     assert "usage: opt-generate" in capsys.readouterr().err
-
-
-# === JSON Lines ===
-
-PROMPTS = ["the", "", "a quick", "Zoë 😀", "in the inn"]
-
-
-def lines(*values: Any) -> str:
-    return "".join(json.dumps(value) + "\n" for value in values)
-
-
-def test_json_lines_in_and_out(run: Run, generator: Generator, tmp_path: Path) -> None:
-    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    requests = [{"id": i, "prompt": prompt} for i, prompt in enumerate(PROMPTS)]
-    source.write_text(lines(*requests[:2]) + "\n  \n" + lines(*requests[2:]), "utf-8")
-    options = ["--input", str(source), "--output", str(target), "--sampler", "greedy"]
-    assert run(*options, "--batch-size", "2") == (0, "", "")
-    found = [json.loads(line) for line in target.read_text("utf-8").splitlines()]
-    assert [(line["id"], line["prompt"]) for line in found] == list(enumerate(PROMPTS))
-    generator.compile("greedy")
-    for line, result in zip(found, generator.generate_results(PROMPTS), strict=True):
-        assert line["text"] == result.text
-        assert line["token_ids"] == list(result.token_ids)
-        assert line["prompt_token_ids"] == list(result.prompt_token_ids)
-        assert line["finish_reason"] == result.finish_reason
-        assert line["prompt_tokens"] == result.prompt_tokens
-        assert line["generated_tokens"] == result.generated_tokens
-        assert line["prefill_tokens_per_second"] > 0
-        assert line["decode_tokens_per_second"] > 0
-    assert "Zoë 😀" in target.read_text("utf-8")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
-
-
-def test_json_lines_through_pipes(run: Run, generator: Generator) -> None:
-    status, out, _ = run("--input", "-", "--sampler", "greedy", stdin=lines({"prompt": "the"}))
-    assert status == 0
-    assert json.loads(out)["text"] == greedy_text(generator, "the")
-
-
-def test_a_seeded_line_does_not_depend_on_the_batch(run: Run, generator: Generator) -> None:
-    generator.compile(TopKSampler(seed=2))
-    wanted = [generator.generate(prompt) for prompt in PROMPTS]
-    text = lines(*({"prompt": prompt} for prompt in PROMPTS))
-    for size in ("1", "2", "8"):
-        _, out, _ = run("--input", "-", "--seed", "2", "--batch-size", size, stdin=text)
-        assert [json.loads(line)["text"] for line in out.split("\n")[:-1]] == wanted
-
-
-@pytest.mark.parametrize("character", ["\u2028", "\u0085", "\u2029", "\x7f", "\ufeff"])
-def test_a_prompt_may_hold_any_character(run: Run, character: str) -> None:
-    """JSON needs no escape for these, and `ensure_ascii=False` writes none."""
-    text = json.dumps({"prompt": f"a{character}b"}, ensure_ascii=False) + "\n"
-    status, out, error = run("--input", "-", "--max-length", "9", stdin=text)
-    assert (status, error) == (0, "")
-    assert json.loads(out)["prompt"] == f"a{character}b"
-
-
-def test_the_output_can_be_the_next_input(run: Run) -> None:
-    options = ("--input", "-", "--seed", "1", "--max-length", "40", "--no-stop")
-    _, first, _ = run(*options, stdin=lines(*({"prompt": prompt} for prompt in PROMPTS)))
-    status, second, error = run(*options, stdin=first)
-    assert (status, error) == (0, "")
-    timed = {"prefill_seconds", "decode_seconds"}
-    timed |= {"prefill_tokens_per_second", "decode_tokens_per_second"}
-
-    def untimed(out: str) -> list[dict[str, Any]]:
-        values = [json.loads(line) for line in out.split("\n")[:-1]]
-        return [{name: v for name, v in value.items() if name not in timed} for value in values]
-
-    assert untimed(second) == untimed(first)
-
-
-def test_no_requests(run: Run, tmp_path: Path) -> None:
-    target = tmp_path / "out.jsonl"
-    assert run("--input", "-", "--output", str(target), stdin="\n") == (0, "", "")
-    assert target.read_text("utf-8") == ""
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{", "-, line 3 is not JSON: "),
-        ("prompt", "-, line 3 is not JSON: "),
-        ('"the"', '-, line 3 must be {"prompt": "..."}, got "the"'),
-        ("[]", '-, line 3 must be {"prompt": "..."}, got []'),
-        ('{"text": "a"}', '-, line 3 must be {"prompt": "..."}, got {"text": "a"}'),
-        ('{"prompt": 5}', '-, line 3 must be {"prompt": "..."}, got {"prompt": 5}'),
-    ],
-)
-def test_a_bad_line_is_told_by_number(run: Run, line: str, message: str) -> None:
-    text = lines({"prompt": "a"}) + f"\n{line}\n" + lines({"prompt": "b"})
-    assert_error(run("--input", "-", stdin=text), message)
-
-
-def test_half_a_surrogate_pair(run: Run) -> None:
-    assert_error(run("--input", "-", stdin='{"prompt": "a\\ud800"}\n'), "prompt")
-
-
-def test_a_deeply_nested_line(run: Run) -> None:
-    assert_error(run("--input", "-", stdin="[" * 100_000), "-, line 1 is not JSON")
-
-
-# === The output file ===
-
-
-def test_an_error_on_the_way_leaves_no_output(run: Run, tmp_path: Path) -> None:
-    """The second batch has a prompt that is too long."""
-    target = tmp_path / "out.jsonl"
-    text = lines({"prompt": "a"}, {"prompt": "t" * 60})
-    arguments = ("--input", "-", "--output", str(target), "--batch-size", "1")
-    assert_error(run(*arguments, stdin=text), "a prompt has 61 tokens with the start token")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_error_on_the_way_leaves_the_old_output(run: Run, tmp_path: Path) -> None:
-    target = tmp_path / "out.jsonl"
-    target.write_text("old", "utf-8")
-    assert run("--input", "-", "--output", str(target), stdin=lines({"prompt": "t" * 60}))[0] == 2
-    assert target.read_text("utf-8") == "old"
-    assert run("--input", "-", "--output", str(target), stdin=lines({"prompt": "t"}))[0] == 0
-    assert json.loads(target.read_text("utf-8"))["prompt"] == "t"
-    assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
-
-
-def test_an_interrupt_leaves_no_output(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*_: Any, **__: Any) -> Any:
-        assert len(list(tmp_path.iterdir())) == 1
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Generator, "generate_results", interrupted)
-    target = tmp_path / "out.jsonl"
-    result = run("--input", "-", "--output", str(target), stdin=lines({"prompt": "a"}))
-    assert result == (130, "", "\nopt-generate: interrupted\n")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_output_into_a_folder_that_is_not_there(run: Run, tmp_path: Path) -> None:
-    target = tmp_path / "missing" / "out.jsonl"
-    arguments = ("--input", "-", "--output", str(target))
-    assert_error(run(*arguments, stdin=lines({"prompt": "a"})), "No such file or directory")
-
-
-def test_output_needs_input(run: Run) -> None:
-    assert_error(run("the", "--output", "x"), "--output goes with --input; redirect standard output")
 
 
 # === Errors ===
@@ -335,7 +266,17 @@ def test_ctrl_c(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         (["the", "--seed", "-1"], "seed must be a whole number of at least 0 or None, got -1"),
         (["the", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
         (["--input", "no such file.jsonl"], "No such file or directory: 'no such file.jsonl'"),
-        (["a\udcff"], "prompt"),
+        (
+            ["the", "--input", "x"],
+            "--input gives the prompts: leave out those after BUNDLE",
+        ),
+        (["the", "--output", "x"], "--output goes with --input; redirect standard output otherwise"),
+        (["the", "--resume"], "--resume goes with --input"),
+        (["the", "--strict"], "--strict goes with --input"),
+        (
+            ["a", "b\udce9"],
+            "prompt 2 of the command line is not UTF-8: byte 2 of line 1 is 0xe9",
+        ),
     ],
     ids=lambda value: None if isinstance(value, list) else value[:20],
 )
