@@ -1,47 +1,80 @@
 """Writing a folder so that it is either whole or not there, whatever happens meanwhile.
 
 Beside the target `bundle`, and only while it is written, lie `.bundle.lock`, which names the process,
-`.bundle.partial`, and `.bundle.replaced` for a moment where two folders cannot be swapped in one step.
-What a killed process leaves of them is recognised by its name, and by the lock being free.
+`.bundle.partial`, and `.bundle.replaced` for a moment where two folders cannot be swapped in one step;
+in a target that cannot be renamed, `.export.lock` and the like, see `exporter.output_place`. What a
+killed process leaves of them is recognised by its name, and by the lock being free.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import shutil
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.errors import ExportError
-from graphs.manifest import MANIFEST_FILE
+from exporter.output_place import (
+    NO_RENAME,
+    WHOLE,
+    Beside,
+    Place,
+    Within,
+    cannot_be_renamed,
+    holds,
+    is_vacant,
+    sync,
+    sync_tree,
+)
+from graphs.manifest import FORMAT, MANIFEST_FILE, MAX_MANIFEST_BYTES
+from graphs.plain_files import read_plain
 from runtime.system.file_lock import NO_LOCKS, LockHeldError, passing_lock
 from runtime.system.interrupts import committing, undone_when_ended
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-NO_SWAP = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
-AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
+NO_WRITING = (errno.EACCES, errno.EPERM, errno.EROFS)
 MORE_ROOM = "free some room or choose an --output on another disk"
 
 
-def check_target(target: Path, *, force: bool) -> None:
+def check_target(target: Path, *, force: bool, source: Path | None = None) -> None:
     """Refuses a target that exists, unless it is a bundle (or empty) and `force` is given.
+
+    Args:
+        target: the folder, or a link to it, which is followed.
+        force: whether a bundle may be replaced.
+        source: the folder that is read from, which must not be replaced.
 
     Raises:
         ExportError: saying why and what to do.
     """
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise ExportError(f"{target} exists and is not a folder; choose another --output")
-    if not target.exists() or not any(target.iterdir()):
+    if target.is_symlink() and not target.exists():
+        raise ExportError(f"{target} is a link to nothing; choose another --output")
+    if not target.exists():
         return
-    if not (target / MANIFEST_FILE).is_file():
+    if not target.is_dir():
+        raise ExportError(f"{target} exists and is not a folder; choose another --output")
+    if is_vacant(target):
+        return
+    if not _is_bundle(target):
         raise ExportError(f"{target} exists and is not a bundle; choose another --output")
+    if holds(target, source):
+        raise ExportError(
+            f"{target} holds the preset {source}, which would be replaced too; choose another --output"
+        )
     if not force:
         raise ExportError(f"{target} exists; replace it with --force or choose another --output")
+
+
+def _is_bundle(folder: Path) -> bool:
+    """Whether an export has made a folder; other programs have files called manifest.json too."""
+    if (folder / WHOLE).exists():  # an export was killed while it put the files in their places
+        return True
+    try:
+        return FORMAT.encode() in read_plain(folder / MANIFEST_FILE, MAX_MANIFEST_BYTES)
+    except OSError:
+        return False
 
 
 def check_space(parent: Path, needed: int) -> None:
@@ -56,97 +89,62 @@ def check_space(parent: Path, needed: int) -> None:
 
 @contextlib.contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder beside the target, put in its place when the block ends without an error.
+    """A temporary folder, put in the target's place when the block ends without an error.
 
     What stands at the target serves until then and is replaced as a whole. After an error or Ctrl-C
     nothing is left behind, not even folders above the target that were made for it; what a kill leaves,
     the next call with that target removes.
 
+    A target that is a mount point, the working folder or above it, or whose parent may not be written
+    to stays the folder that it is, and its files are replaced one by one. A kill in the midst of that
+    leaves what nothing takes for a bundle; the next call ends the replacement.
+
     Raises:
-        ExportError: at once, if another process writes to the target; or if the disk is full.
+        ExportError: at once, if another process writes to the target, or this one may not; or if the
+            disk is full.
     """
-    place = _Place(Path(os.path.realpath(target)))
-    with (
-        _told_if_full(place),
-        _parents(place.target.parent),
-        _locked(place, target),
-        undone_when_ended(place.clear),
-    ):
-        place.clear()
-        try:
-            with _told_if_full(place):  # here too: while there is what has been written
-                place.partial.mkdir()
-                yield place.partial
-                _sync_tree(place.partial)
+    real = Path(os.path.realpath(target))
+    beside, within = Beside(real), Within(real)
+    place: Place = within if cannot_be_renamed(real) else beside
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_told_if_full(place))
+        stack.enter_context(_parents(real.parent))
+        if place is beside or os.access(real.parent, os.W_OK | os.X_OK):
+            stack.enter_context(_owned(beside, target))
+        if owns_within := place is within or within.has_leftovers():
+            stack.enter_context(_owned(within, target))
+        with _told_if_full(place):  # here too: while there is what has been written
+            place.partial.mkdir()
+            yield place.partial
+            sync_tree(place.partial)
+            try:
                 with committing():
                     place.install()
-                _sync(place.target.parent)
+            except OSError as error:
+                if place is within or error.errno not in NO_RENAME or beside.replaced.exists():
+                    raise
+                stack.enter_context(_parents(real))
+                if not owns_within:
+                    stack.enter_context(_owned(within, target))
+                within.take(place.partial)
+                with committing():
+                    within.install()
+        sync(real.parent)
+
+
+@contextlib.contextmanager
+def _owned(place: Place, target: Path) -> Iterator[None]:
+    """Nobody else writes there meanwhile, and nothing unfinished is there before and after."""
+    with _locked(place, target), undone_when_ended(place.clear):
+        place.clear()
+        try:
+            yield
         finally:
             place.clear()
 
 
-@dataclass(frozen=True)
-class _Place:
-    """A target and what lies beside it while it is written."""
-
-    target: Path
-
-    def _beside(self, kind: str) -> Path:
-        return self.target.with_name(f".{self.target.name}.{kind}")
-
-    @property
-    def lock(self) -> Path:
-        return self._beside("lock")
-
-    @property
-    def partial(self) -> Path:
-        """What is not whole, or not needed any more."""
-        return self._beside("partial")
-
-    @property
-    def replaced(self) -> Path:
-        """What stood at the target: whole, as long as it has this name."""
-        return self._beside("replaced")
-
-    def install(self) -> None:
-        """Puts the partial folder at the target; what stood there is what is partial then."""
-        if not self.target.exists():
-            self.partial.rename(self.target)
-        elif not _swap(self.partial, self.target):
-            self.target.rename(self.replaced)
-            self.partial.rename(self.target)
-
-    def clear(self) -> None:
-        """Removes what is unfinished, and ends a replacement that stopped in the middle."""
-        if self.replaced.exists():
-            if self.target.exists():
-                shutil.rmtree(self.partial, ignore_errors=True)
-                self.replaced.rename(self.partial)
-            else:
-                self.replaced.rename(self.target)
-        shutil.rmtree(self.partial, ignore_errors=True)
-
-
-def _swap(first: Path, second: Path) -> bool:
-    """Swaps two folders in one step; `False` where the system or the disk cannot."""
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if _is_linux() else None
-    if rename is None:
-        return False
-    paths = AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second)
-    if rename(*paths, RENAME_EXCHANGE) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in NO_SWAP:
-        return False
-    raise OSError(code, os.strerror(code), str(second))
-
-
-def _is_linux() -> bool:
-    return sys.platform == "linux"
-
-
 @contextlib.contextmanager
-def _locked(place: _Place, target: Path) -> Iterator[None]:
+def _locked(place: Place, target: Path) -> Iterator[None]:
     with undone_when_ended(lambda: place.lock.unlink(missing_ok=True)):
         lock = contextlib.ExitStack()
         try:
@@ -162,9 +160,15 @@ def _locked(place: _Place, target: Path) -> Iterator[None]:
                     f"the disk of {target} has no file locks ({error.strerror}); choose an --output on "
                     "another disk and copy the bundle"
                 ) from error
-            raise
+            raise _told_if_forbidden(error, place.lock.parent) from error
         with lock:
             yield
+
+
+def _told_if_forbidden(error: OSError, folder: Path) -> OSError | ExportError:
+    if error.errno not in NO_WRITING:
+        return error
+    return ExportError(f"cannot write to {folder} ({error.strerror}); choose another --output")
 
 
 @contextlib.contextmanager
@@ -179,9 +183,12 @@ def _parents(folder: Path) -> Iterator[None]:
 
     with undone_when_ended(remove):
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise _told_if_forbidden(error, folder) from error
             for path in missing:
-                _sync(path.parent)
+                sync(path.parent)
             yield
         except BaseException:
             remove()
@@ -189,13 +196,13 @@ def _parents(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _told_if_full(place: _Place) -> Iterator[None]:
+def _told_if_full(place: Place) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         if error.errno not in FULL:
             raise
-        parent = place.target.parent
+        parent = place.partial.parent
         written = sum(p.stat().st_size for p in place.partial.rglob("*") if p.is_file())
         free = shutil.disk_usage(next(p for p in (parent, *parent.parents) if p.exists())).free
         raise ExportError(
@@ -206,18 +213,3 @@ def _told_if_full(place: _Place) -> Iterator[None]:
 
 def _size(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
-
-
-def _sync_tree(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if not path.is_symlink():
-            _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

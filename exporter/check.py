@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from exporter.output_place import DISKS_OWN, WITHIN_NAMES
 from exporter.progress import Progress
 from graphs.contract import Phase
 from graphs.manifest import MANIFEST_FILE, Manifest, ManifestError, read_manifest
@@ -24,6 +25,7 @@ from runtime.packs.pack_folder import BUILDING, LOCK_FILE, check_pack
 PACKED = "packed"
 REPEAT = "repeat"  # the request to `runtime.probe`
 MAX_TOLD = 500  # characters of an error
+NFS_REMOVED = ".nfs"  # begins the names of such files
 COPY_AGAIN = "copy the bundle again from where it came, or export it again"
 
 
@@ -46,18 +48,31 @@ def check_bundle(
         RuntimeMissingError: if ONNX Runtime, which runs the probe, is not installed.
     """
     started = time.perf_counter()
+    seen: Manifest | None = None
     try:
-        for found in _checks(folder, progress or Progress(quiet=True)):
+        seen = read_manifest(folder)
+        for found in _checks(folder, seen, progress or Progress(quiet=True)):
             now = time.perf_counter()
             tell(f"ok {now - started:7.2f} s  {found}")
             started = now
-    except (ManifestError, BundleError, OSError) as error:
+        _check_unchanged(folder, seen)
+    except (ManifestError, BundleError, OSError, UnsoundBundleError) as error:
+        if seen is not None:
+            _check_unchanged(folder, seen)  # what is wrong may be half of one and half of the other
         raise UnsoundBundleError(str(error)) from error
 
 
-def _checks(folder: Path, progress: Progress) -> Iterator[str]:
+def _check_unchanged(folder: Path, seen: Manifest) -> None:
+    try:
+        same = read_manifest(folder) == seen
+    except ManifestError:
+        same = False
+    if not same:
+        raise UnsoundBundleError(f"{folder} was replaced while it was checked; check it again")
+
+
+def _checks(folder: Path, manifest: Manifest, progress: Progress) -> Iterator[str]:
     """Says what was checked, check by check."""
-    manifest = read_manifest(folder)
     model = f"{manifest.model.num_parameters} parameters, {manifest.precision} for {manifest.target}"
     yield f"manifest: its own SHA-256; {model}"
     packs = _check_names(folder, manifest)
@@ -72,24 +87,32 @@ def _checks(folder: Path, progress: Progress) -> Iterator[str]:
     if packs:
         yield _check_packs(packs, progress)
     yield _run_probe(folder, manifest)
-    bundle.check_unchanged()
 
 
 def _check_names(folder: Path, manifest: Manifest) -> list[Path]:
     """Sizes and names of all that is in the folder; returns the packs of weights beside them."""
     for entry in manifest.files:
         entry.check_size(folder)
-    known = {entry.name for entry in manifest.files} | {MANIFEST_FILE}
+    known = {entry.name for entry in manifest.files} | {MANIFEST_FILE, *DISKS_OWN, *WITHIN_NAMES}
     packed = folder / PACKED
     for path in sorted(folder.iterdir()):
-        if path.name not in known and path != packed:
+        if not (path.name in known or path == packed or path.name.startswith(NFS_REMOVED)):
             raise UnsoundBundleError(f"{path} is no part of the bundle; remove it")
     if not os.path.lexists(packed):
         return []
     if packed.is_symlink() or not packed.is_dir():
         raise UnsoundBundleError(f"{packed} is a link or no folder; remove it")
-    # What a builder is writing, or one that was killed has left, is never read.
-    return [p for p in sorted(packed.iterdir()) if p.name != LOCK_FILE and BUILDING not in p.name]
+    # What a builder is writing, or one that was killed has left, is never read; nor what was removed
+    # and is still in use.
+    unread = (LOCK_FILE, BUILDING, NFS_REMOVED)
+    packs = [path for path in sorted(packed.iterdir()) if not path.name.startswith(unread)]
+    return [path for path in packs if not _is_removed(path)]
+
+
+def _is_removed(pack: Path) -> bool:
+    """Whether nothing is left of a folder but what an NFS server keeps for those who have it open."""
+    left = [path.name for path in pack.iterdir()] if pack.is_dir() and not pack.is_symlink() else []
+    return bool(left) and all(name.startswith(NFS_REMOVED) for name in left)
 
 
 def _check_hashes(folder: Path, manifest: Manifest, progress: Progress) -> None:

@@ -148,16 +148,18 @@ def export_bundle(
             f"verify={verify!r} runs the bundle on the CPU, which ONNX Runtime cannot do in bf16; use "
             "'graph' or 'none', or export fp16"
         )
+    preset = None
     if isinstance(model, CausalLM):
         subject = _live_subject(model)
     else:
         progress.phase(f"Reading preset {model}")
-        subject = _preset_subject(str(model), read_preset(resolve_preset(model)))
+        preset = read_preset(resolve_preset(model))
+        subject = _preset_subject(str(model), preset)
     config = subject.config
     _check_sizes(config, target, precision)
     _check_vocabulary(subject)
     folder = Path(output) if output is not None else Path(subject.name)
-    check_target(folder, force=force)
+    check_target(folder, force=force, source=preset.folder if preset else None)
 
     with (
         contextlib.closing(subject.weights) as source,
@@ -166,7 +168,7 @@ def export_bundle(
     ):
         # === What is quick to tell, before minutes of tracing ===
         check_target(folder, force=force)
-        check_space(folder.parent, _expected_bytes(config, source, schemes.values()))
+        check_space(temporary.parent, _expected_bytes(config, source, schemes.values()))
         token_ids = None
         if any(scheme.calibrated for scheme in schemes.values()):
             token_ids = calibration_tokens(subject.tokenizer, calibration, config)

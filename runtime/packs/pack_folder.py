@@ -2,7 +2,13 @@
 
 ONNX Runtime trusts what a pack holds, and a bundle from a stranger may come with a folder `packed` of
 its own. So the name of a pack and the signature in it come from a secret of this user: what does not
-fit is neither used nor touched. No link in the folder is followed.
+fit is not used. No link in the folder is followed.
+
+A container that starts with a new home has a new secret, and another version of ONNX Runtime another
+key. So of each graph file there may be `MOST_PACKS` packs for this CPU and `MOST_ELSEWHERE` for all
+others; whoever makes one removes those beyond that which were used longest ago, also where another
+secret signed them. A process that has a pack mapped keeps it: the system frees the room when it ends.
+What is no pack in form, or belongs to another user of the system, is never removed.
 """
 
 from __future__ import annotations
@@ -10,8 +16,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import stat
 import sys
+import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +36,7 @@ FORMAT = 2  # of a pack's folder: raised when the same key must not find what an
 MODEL_FILE, DATA_FILE, INFO_FILE = "model.onnx", "weights.bin", "info.json"
 LOCK_FILE, BUILDING = ".lock", ".building-"
 NAME_LENGTH = 16
+MOST_PACKS, MOST_ELSEWHERE = 3, 6  # of a graph file: for this CPU, and for all others
 MAX_INFO_BYTES = 64 * 1024
 SIGNATURE = "signature"
 
@@ -70,6 +80,9 @@ class PackFolder:
         """Where the pack of a key is, if there is one: nobody else can tell its name beforehand."""
         return self.folder / self.secret.sign(_text(asdict(key)))[:NAME_LENGTH]
 
+    def _building(self, key: PackKey) -> Path:
+        return self.folder / f"{BUILDING}{self.path(key).name}"
+
     def prepare(self) -> None:
         """Makes the folder and the lock's file; `OSError` if packs cannot be written here."""
         if self.owner is not None:
@@ -80,11 +93,31 @@ class PackFolder:
         os.close(open_lock(self.folder / LOCK_FILE))
 
     @contextlib.contextmanager
-    def locked(self, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Holds the folder's lock; see `runtime.system.file_lock`."""
+    def locked(self, patience: float, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Holds the folder's lock; see `runtime.system.file_lock`.
+
+        A builder shows progress by what it writes, and by `show_progress` where it only reads.
+        """
         self._check_folder()
-        with locked(self.folder / LOCK_FILE, on_wait):
+        lock = self.folder / LOCK_FILE
+        with locked(lock, patience=patience, progress=self._progress, on_wait=on_wait):
             yield
+
+    def show_progress(self) -> None:
+        """Tells those who wait that the holder of the lock is at work."""
+        lock = self.folder / LOCK_FILE
+        with contextlib.suppress(OSError):
+            # Not more often than needed; a server's clock may go ahead.
+            if abs(time.time() - lock.stat().st_mtime) > 1:
+                os.utime(lock)
+
+    def _progress(self) -> object:
+        found = []
+        for path in (self.folder / LOCK_FILE, *self.folder.glob(f"{BUILDING}*/*")):
+            with contextlib.suppress(OSError):
+                status = path.lstat()
+                found.append((path, status.st_size, status.st_mtime_ns))
+        return found
 
     def _check_folder(self) -> None:
         if not _is_folder(self.folder):
@@ -105,6 +138,11 @@ class PackFolder:
             and (not verify or _is_unaltered(self.path(key), info, DATA_FILE))
         )
 
+    def touch(self, key: PackKey) -> None:
+        """Notes that a pack was used."""
+        with contextlib.suppress(OSError):
+            os.utime(self.path(key))
+
     def build(self, key: PackKey, write: Callable[[Path], None]) -> None:
         """Makes a pack in a temporary folder that gets its name when complete; the lock is held.
 
@@ -116,7 +154,7 @@ class PackFolder:
             OSError: if it cannot be written.
         """
         target = self.path(key)
-        temporary = self.folder / f"{BUILDING}{target.name}"
+        temporary = self._building(key)
         temporary.mkdir()
 
         try:
@@ -130,36 +168,54 @@ class PackFolder:
         sync(self.folder)
 
     def remove(self, key: PackKey) -> None:
-        """Removes the pack of a key, whole or not; the lock is held."""
+        """Removes the pack of a key, whole or not, and what was to be one; the lock is held."""
         _remove(self.path(key))
+        _remove(self._building(key))
 
     def remove_stale(self, keys: Collection[PackKey]) -> None:
         """Removes what a bundle with these keys has no use for any more; the lock is held.
 
-        That is: what a builder that was killed has left of these keys, packs of them that are not
-        whole, packs of what the bundle was before, and this CPU's packs by another ONNX Runtime. Those
-        of other CPUs stay: they may serve other machines that share the disk. What has no signature of
-        this user stays too.
+        That is: what builders that were killed have left, packs of these keys that are not whole, packs
+        of what the bundle was before, and those beyond the bounds at the top of this file.
         """
         current = {self.path(key).name: key for key in keys}
-        for path in self.folder.iterdir():
-            name = path.name.removeprefix(BUILDING)
-            if name in current:
-                stale = name != path.name or not self.holds(current[name], verify=False)
+        room: Counter[object] = Counter()
+        for path in self._removable():
+            if path.name in current:
+                stale = not self.holds(current[path.name], verify=False)
+            elif path.name.startswith(BUILDING):
+                stale = True
+            elif (group := self._group(path, keys)) is not None:
+                _, here = group
+                room[group] += 1
+                stale = room[group] > (MOST_PACKS - 1 if here else MOST_ELSEWHERE)
             else:
-                stale = len(name) == NAME_LENGTH and self._is_stale(path, keys)
+                stale = not self._is_of_another_bundle(path)
             if stale:
                 _remove(path)
 
-    def _is_stale(self, path: Path, keys: Collection[PackKey]) -> bool:
-        info = self._read(path)
-        if info is None:
-            return False
+    def _removable(self) -> list[Path]:
+        """Packs and parts of packs of this user of the system, the last used one first."""
+        found = [path for path in self.folder.iterdir() if _is_pack_in_form(path)]
+        return sorted(found, key=lambda path: -path.lstat().st_mtime_ns)
+
+    def _group(self, path: Path, keys: Collection[PackKey]) -> tuple[str, bool] | None:
+        """The graph file that a pack is of, and whether it is for this CPU; `None` if no key's."""
+        if (info := read_info(path)) is None or (self.owner is not None and self._read(path) is None):
+            return None
         made: dict[str, object] = info["key"]
         for key in keys:
             if (made.get("graph"), made.get("weights")) == (key.graph, key.weights):
-                return made.get("cpu") == key.cpu
-        return self.owner is None or info.get("bundle") == self.owner
+                return key.graph, made.get("cpu") == key.cpu
+        return None
+
+    def _is_of_another_bundle(self, path: Path) -> bool:
+        """In the user's folder; a bundle's own has no others."""
+        return (
+            self.owner is not None
+            and (info := self._read(path)) is not None
+            and info.get("bundle") != self.owner
+        )
 
     def _read(self, folder: Path) -> dict[str, Any] | None:
         """What a pack says of itself; `None` if it is not whole or not signed by this user."""
@@ -171,7 +227,10 @@ class PackFolder:
     def _write_info(self, folder: Path, key: PackKey) -> None:
         """Completes a pack: everything reaches the disk before the pack gets its name."""
         files = {
-            path.name: {"size": path.stat().st_size, "sha256": hash_file(path)}
+            path.name: {
+                "size": path.stat().st_size,
+                "sha256": hash_file(path, lambda size: self.show_progress()),
+            }
             for path in sorted(folder.iterdir())
         }
         values: dict[str, Any] = {"key": asdict(key), "files": files}
@@ -180,6 +239,7 @@ class PackFolder:
         values[SIGNATURE] = self.secret.sign(_text(values))
         (folder / INFO_FILE).write_bytes(seal(values).encode())
         for path in (*folder.iterdir(), folder):
+            self.show_progress()
             sync(path)
 
 
@@ -244,11 +304,33 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
+def _is_pack_in_form(path: Path) -> bool:
+    """Whether a folder is this user's and has a pack's name and nothing but a pack's files."""
+    if not (_is_folder(path) and re.fullmatch(f"({BUILDING})?[0-9a-f]{{{NAME_LENGTH}}}", path.name)):
+        return False
+    try:
+        own = sys.platform == "win32" or path.lstat().st_uid == os.geteuid()
+        files = list(path.iterdir())
+    except OSError:
+        return False
+    known = {MODEL_FILE, DATA_FILE, INFO_FILE}
+    return own and all(file.name in known and is_plain(file) for file in files)
+
+
 def _remove(folder: Path) -> None:
+    """Removes a folder in a folder of packs, even if somebody puts a link in the place of that."""
     import shutil  # not at every start
 
     # What is left where a file is held open is no whole pack and goes the next time.
-    shutil.rmtree(folder, ignore_errors=True)
+    if not shutil.rmtree.avoids_symlink_attacks:
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    with contextlib.suppress(OSError):
+        parent = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            shutil.rmtree(folder.name, ignore_errors=True, dir_fd=parent)
+        finally:
+            os.close(parent)
 
 
 def _text(values: Mapping[str, Any]) -> str:

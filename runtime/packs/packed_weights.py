@@ -4,7 +4,7 @@ ONNX Runtime's kernels repack weights when a session is opened: seconds, and a p
 process. A pack keeps the result in a folder, from which later sessions map it; processes share it.
 What it holds depends on the CPU and on ONNX Runtime, so it is a cache beside the bundle and no part of
 it: `BUNDLE/packed/<name>/`, or `opt-onnx/packed/<name>/` in the user's cache folder where the bundle
-cannot be written to. Deleting it is always safe.
+cannot be written to or its disk is full. Deleting it is always safe.
 
 A pack is used by the user who made it alone, see `runtime.packs.pack_folder`. Its gigabytes are hashed
 when it is made and where a bundle is loaded with `verify=True`.
@@ -19,13 +19,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from graphs.manifest import FileEntry, ManifestError, read_manifest
+from graphs.manifest import FileEntry, ManifestError
+from graphs.plain_files import hash_file
 from runtime.bundle import Bundle
 from runtime.errors import BundleError
 from runtime.log import tell
 from runtime.packs.pack_folder import FORMAT, MODEL_FILE, PackFolder, PackKey
 from runtime.packs.user_secret import UserSecret
 from runtime.system.cpu_features import cpu_features
+from runtime.system.file_lock import LockStalledError
+
+# How long to wait for another builder that shows no progress. While ONNX Runtime packs, and while the
+# system writes to the disk, nothing of it shows: as long as slow ones take for the size of the pack.
+PATIENCE_SECONDS, SLOW_BYTES_PER_SECOND = 30, 25e6
 
 _Session = TypeVar("_Session")
 
@@ -88,58 +94,62 @@ class PackedWeights:
 
         Raises:
             BundleError: if the weights were altered.
-            PackError: if it cannot be made, for want of a folder to write to or of room, or if what
-                was made does not load.
+            PackError: if it cannot be made, for want of a folder to write to or of room, if what was
+                made does not load, or if another builder has shown no progress for too long.
         """
+        try:
+            return self._open(graph, open_model)
+        except LockStalledError as error:
+            raise PackError(str(error)) from error
+
+    def _open(self, graph: FileEntry, open_model: Callable[[Path], _Session]) -> _Session:
         path = self._model_path(graph)
         try:
             return open_model(path)
         except BundleError:
-            self._drop(self._keys[graph])
+            self._drop(graph)
         path = self._model_path(graph)
         try:
             return open_model(path)
         except BundleError as error:
-            self._drop(self._keys[graph])
+            self._drop(graph)
             raise PackError(f"the pack that was made does not load: {error}") from error
 
     def _model_path(self, graph: FileEntry) -> Path:
         key = self._keys[graph]
         for place in self._places:
             if place.holds(key, verify=self._bundle.verified):
+                place.touch(key)
                 return place.path(key) / MODEL_FILE
         problems = []
         for place in self._places:
             try:
                 place.prepare()
-            except OSError as error:
-                problems.append(f"{error}")
-                continue
-            return self._make(place, graph)
+                return self._make(place, graph)
+            except (WeightsAlteredError, LockStalledError):
+                raise
+            except (OSError, BundleError, ManifestError) as error:
+                self._bundle.check_unchanged()
+                problems.append(f"to {place.folder}: {error}")
         size = _in_words(self._needed(graph))
-        raise PackError(f"no pack of {size} can be written: {'; '.join(problems)}")
+        raise PackError(f"no pack of {size} can be written {'; or '.join(problems)}")
 
-    def _drop(self, key: PackKey) -> None:
+    def _drop(self, graph: FileEntry) -> None:
+        key = self._keys[graph]
         for place in self._places:
             if place.holds(key, verify=False):
-                with contextlib.suppress(OSError), place.locked():
+                with contextlib.suppress(OSError), place.locked(self._patience(graph)):
                     place.remove(key)
 
     def _make(self, place: PackFolder, graph: FileEntry) -> Path:
         key = self._keys[graph]
-        try:
-            with place.locked(on_wait=lambda: tell("Waiting for packed weights ...")):
-                if not place.holds(key, verify=self._bundle.verified):
-                    place.remove(key)
-                    place.remove_stale(self._keys.values())
-                    self._check_room(place, graph)
-                    self._check_weights()
-                    place.build(key, lambda folder: self._write_into(folder, graph))
-        except WeightsAlteredError:
-            raise
-        except (OSError, BundleError, ManifestError) as error:
-            size = _in_words(self._needed(graph))
-            raise PackError(f"no pack of {size} can be written to {place.folder}: {error}") from error
+        with place.locked(self._patience(graph), lambda: tell("Waiting for packed weights ...")):
+            if not place.holds(key, verify=self._bundle.verified):
+                place.remove(key)
+                place.remove_stale(self._keys.values())
+                self._check_room(place, graph)
+                self._check_weights(place)
+                place.build(key, lambda folder: self._write_into(folder, graph))
         return place.path(key) / MODEL_FILE
 
     def _check_room(self, place: PackFolder, graph: FileEntry) -> None:
@@ -149,12 +159,14 @@ class PackedWeights:
         if free < self._needed(graph):
             raise OSError(f"only {_in_words(free)} are free")
 
-    def _check_weights(self) -> None:
+    def _check_weights(self, place: PackFolder) -> None:
         """A pack of altered weights would outlive them: nobody would look at those again."""
         if self._bundle.verified:
             return
+        folder, weights = self._bundle.folder, self._bundle.manifest.weights
+        digest = hash_file(folder / weights.name, lambda size: place.show_progress())
         try:
-            self._bundle.manifest.weights.check_hash(self._bundle.folder)
+            weights.check_digest(folder, digest)
         except ManifestError as error:
             self._bundle.check_unchanged()
             raise WeightsAlteredError(str(error)) from None
@@ -164,8 +176,10 @@ class PackedWeights:
         tell(f"Packing weights for this CPU (once): {size} ...")
         self._write(self._bundle.folder / graph.name, folder)
         # The hashes in the key are the manifest's: they must still be those of what was read.
-        if read_manifest(self._bundle.folder) != self._bundle.manifest:
-            raise OSError(f"{self._bundle.folder} was replaced meanwhile")
+        self._bundle.check_unchanged()
+
+    def _patience(self, graph: FileEntry) -> float:
+        return PATIENCE_SECONDS + self._needed(graph) / SLOW_BYTES_PER_SECOND
 
     def _needed(self, graph: FileEntry) -> int:
         return self._bundle.pack_bytes[graph.name] + graph.size

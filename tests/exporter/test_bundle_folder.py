@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from exporter import bundle_folder
+from exporter import output_place
 from exporter.bundle_folder import atomic_folder
 from exporter.errors import ExportError
+from exporter.output_place import Beside
 
 OLD = {"a.txt": "old", "old.txt": "old"}
 NEW = {"a.txt": "new", "b/c.txt": "new"}
@@ -45,6 +46,11 @@ def put(target, texts, error=None):
             raise error
 
 
+def path_of(descriptor):
+    """Where an open file is."""
+    return os.path.realpath(f"/proc/self/fd/{descriptor}")
+
+
 @pytest.fixture
 def old(tmp_path):
     """A folder that stands at the target."""
@@ -58,7 +64,7 @@ def old(tmp_path):
 def way(request, monkeypatch):
     """With and without a system that swaps two folders."""
     if request.param == "two steps":
-        monkeypatch.setattr(bundle_folder, "_swap", lambda first, second: False)
+        monkeypatch.setattr(output_place, "_swap", lambda first, second: False)
     elif sys.platform != "linux":
         pytest.skip("only Linux swaps two folders")
     return request.param
@@ -82,15 +88,16 @@ def test_two_folders_are_swapped_in_one_step(old, monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux swaps two folders")
 def test_a_swap_that_fails_for_good_is_an_error(old, tmp_path):
     with pytest.raises(FileNotFoundError, match="not_there"):
-        bundle_folder._swap(old, tmp_path / "not_there")
+        output_place._swap(old, tmp_path / "not_there")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the paths of open files in /proc")
 def test_everything_is_synchronized_before_it_is_renamed(old, way, monkeypatch):
-    synced, install = [], bundle_folder._Place.install
+    synced, install = [], Beside.install
     fsync = os.fsync
 
     def note(descriptor):
-        synced.append(os.path.realpath(f"/proc/self/fd/{descriptor}"))
+        synced.append(path_of(descriptor))
         fsync(descriptor)
 
     def install_after(place):
@@ -100,9 +107,18 @@ def test_everything_is_synchronized_before_it_is_renamed(old, way, monkeypatch):
         install(place)
 
     monkeypatch.setattr(os, "fsync", note)
-    monkeypatch.setattr(bundle_folder._Place, "install", install_after)
+    monkeypatch.setattr(Beside, "install", install_after)
     put(old, NEW)
     assert synced == [str(old.parent)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the paths of open files in /proc")
+def test_new_folders_above_the_target_are_synchronized_first(tmp_path, monkeypatch):
+    """A name is on the disk once its folder is."""
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(path_of(descriptor)))
+    with atomic_folder(tmp_path / "x" / "y" / "bundle"):
+        assert synced == [str(tmp_path / "x"), str(tmp_path)]
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()], ids=repr)
@@ -130,7 +146,7 @@ def test_failing_between_the_two_renames_brings_the_old_folder_back(old, monkeyp
             raise error
         return rename(self, target)
 
-    monkeypatch.setattr(bundle_folder, "_swap", lambda first, second: False)
+    monkeypatch.setattr(output_place, "_swap", lambda first, second: False)
     monkeypatch.setattr(Path, "rename", rename_once)
     with pytest.raises(type(error)):
         put(old, NEW)
@@ -150,7 +166,7 @@ def test_a_kill_before_every_call_that_changes_folders(tmp_path, way, before):
         if before:
             target.mkdir()
             write(target, before)
-        killed = _kill_before(number, target)
+        killed = kill_before(number, lambda: put(target, NEW))
         state = contents(target)
         if way == "two steps" and before and state is None:
             assert (tmp_path / ".bundle.replaced").is_dir()  # whole, and put back below
@@ -171,15 +187,15 @@ def test_a_kill_before_every_call_that_changes_folders(tmp_path, way, before):
     assert set(outcomes) == {"old", "new"}
 
 
-def _kill_before(number, target):
-    """Whether the process came to that call."""
+def kill_before(number, work):
+    """Whether work in a process of its own came to that call that changes folders, and died there."""
     child = os.fork()
     if not child:
         try:
             from tests.faults.killing import kill_before_call
 
             kill_before_call(number)
-            put(target, NEW)
+            work()
         finally:
             os._exit(0)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -193,6 +209,19 @@ def test_leftovers_of_another_target_stay(old):
         (old.parent / name).mkdir()
     put(old, NEW)
     assert beside(old) == sorted(names)
+
+
+def test_what_was_planted_as_a_lock_is_not_followed(old, tmp_path):
+    lock = old.parent / ".bundle.lock"
+    (tmp_path / "mine").write_text("mine")
+    for plant in (lambda: lock.symlink_to(tmp_path / "mine"), lambda: os.mkfifo(lock), lock.mkdir):
+        plant()
+        with pytest.raises(OSError, match=r"\.bundle\.lock is a link or no regular file; remove it"):
+            put(old, NEW)
+        assert os.path.lexists(lock)
+        lock.rmdir() if lock.is_dir() else lock.unlink()
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert contents(old) == OLD
 
 
 def test_a_reused_process_id_in_the_lock_of_a_killed_export_does_not_matter(old):

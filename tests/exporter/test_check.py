@@ -127,6 +127,100 @@ def test_a_pack_is_checked_whoever_made_it(toy_bundle_copy, tmp_path, monkeypatc
         check_bundle(folder)
 
 
+@pytest.mark.parametrize("stage", ["manifest", "files", "SHA-256", "graphs", "tokenizer", "a run"])
+@pytest.mark.parametrize("way", ["as a whole", "manifest only"])
+def test_a_bundle_that_is_replaced_between_two_checks(toy_bundle_copy, tmp_path, stage, way):
+    """It is neither sound nor altered: nobody has looked at the whole of it."""
+    other = shutil.copytree(toy_bundle_copy, tmp_path / "other")
+    edit_manifest(other, lambda values: values["source"].update(note="another"))
+    if way == "as a whole":
+        flip_byte(other / "weights.bin", 32 * 4 * 200 + 3)
+        approve(other, "weights.bin")
+
+    def replace_then(line):
+        if stage in line:
+            if way == "as a whole":
+                toy_bundle_copy.rename(tmp_path / "aside")
+                other.rename(toy_bundle_copy)
+            else:
+                (other / "manifest.json").replace(toy_bundle_copy / "manifest.json")
+
+    with pytest.raises(UnsoundBundleError) as caught:
+        check_bundle(toy_bundle_copy, replace_then)
+    assert str(caught.value) == (f"{toy_bundle_copy} was replaced while it was checked; check it again")
+
+
+# === Sound, however it lies there ===
+
+
+def share(folder):
+    """Hard links to all files, as `cp --link` makes them."""
+    shutil.copytree(folder, folder.with_name("shared"), copy_function=os.link)
+
+
+def link_to(folder):
+    folder.rename(folder.with_name("elsewhere"))
+    folder.symlink_to("elsewhere")
+
+
+def make_read_only(folder):
+    for path in (*folder.iterdir(), folder):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+
+
+def leave_removed_packs(folder):
+    (folder / "packed" / ("0" * 16)).mkdir(parents=True)
+    for path in (folder, folder / "packed", folder / "packed" / ("0" * 16)):
+        (path / ".nfs000000000000a1b200000003").write_bytes(b"weights that are still mapped")
+
+
+def leave_an_export(folder):
+    """One that is at work within the folder, or that was killed there."""
+    (folder / ".export.partial").mkdir()
+    (folder / ".export.lock").write_text("1\n")
+
+
+SOUND = {
+    "hard links": share,
+    "a link to the folder": link_to,
+    "read-only files": make_read_only,
+    "the root of a volume": lambda folder: (folder / "lost+found").mkdir(),
+    "removed packs on NFS": leave_removed_packs,
+    "an export within it": leave_an_export,
+    "a builder of packs": lambda folder: (folder / "packed" / ".building-0").mkdir(parents=True),
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other links and modes")
+@pytest.mark.parametrize("name", ["bundle", "a b ä 模型"])
+@pytest.mark.parametrize("kind", SOUND)
+def test_a_sound_bundle_is_sound(toy_bundle_copy, kind, name):
+    folder = toy_bundle_copy.rename(toy_bundle_copy.with_name(name))
+    SOUND[kind](folder)
+    try:
+        assert run("--check", folder, "--quiet") == (0, "", "")
+    finally:
+        folder.chmod(0o755)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's mounts")
+def test_a_sound_bundle_on_a_read_only_disk(toy_bundle_copy, repository):
+    script = (
+        'set -e\nmount --bind "$1" "$1" && mount -o remount,ro,bind "$1" || exit 77\nshift\nexec "$@"'
+    )
+    command = [sys.executable, "-m", "exporter.cli", "--check", toy_bundle_copy, "--quiet"]
+    result = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script, "sh", toy_bundle_copy, *command],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if result.returncode == 77 or "unshare" in result.stderr:
+        pytest.skip(f"this system does not let tests mount: {result.stderr.strip()}")
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_a_bundle_without_a_stored_run(toy_bundle_copy):
     replace(read_manifest(toy_bundle_copy), probe=None).write(toy_bundle_copy)
     lines = []

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -62,13 +63,43 @@ def test_what_is_no_bundle_is_never_replaced(toy_preset, tmp_path, kind, options
         target.mkdir()
         (target / "mine.txt").write_text("mine", encoding="utf-8")
     else:
-        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "elsewhere").write_text("mine", encoding="utf-8")
         target.symlink_to(tmp_path / "elsewhere")
     before = listing(tmp_path)
     what = "a bundle" if kind == "folder" else "a folder"
     line = fails("--preset", toy_preset, "--output", target, *options)
     assert line == f"{target} exists and is not {what}; choose another --output"
     assert listing(tmp_path) == before
+
+
+def test_a_link_to_a_bundle_is_followed(old_bundle, plain_hf_folder):
+    link = old_bundle.with_name("link")
+    link.symlink_to(old_bundle.name)
+    code, _, err = run("--preset", plain_hf_folder, "--output", link, "--force", "--verify", "graph")
+    assert code == 0, err
+    assert link.is_symlink()
+    assert read_manifest(old_bundle).source["preset"] == "plain_hf"
+
+
+def test_a_preset_within_the_old_bundle_is_not_lost(old_bundle, toy_preset):
+    folder = shutil.copytree(toy_preset, old_bundle / "preset")
+    before = listing(old_bundle)
+    line = fails("--preset", folder, "--output", old_bundle, "--force")
+    assert line == (
+        f"{old_bundle} holds the preset {folder}, which would be replaced too; choose another --output"
+    )
+    assert listing(old_bundle) == before
+
+
+def test_the_working_folder_is_free_too(toy_preset, tmp_path, monkeypatch):
+    """The shell that stands there does not end up in a deleted folder."""
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run("--preset", toy_preset, "--output", ".", "--verify", "none")
+    assert code == 0, err
+    assert {p.name for p in Path.cwd().iterdir()} == FILES
+    code, _, err = run("--preset", toy_preset, "--output", ".", "--force", "--verify", "none")
+    assert code == 0, err
+    assert {p.name for p in Path.cwd().iterdir()} == FILES
 
 
 def test_an_empty_folder_is_free(toy_preset, tmp_path):

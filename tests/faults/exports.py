@@ -16,6 +16,7 @@ from pathlib import Path
 import exporter.export
 from bench.make_checkpoint import write_checkpoint
 from exporter.cli import main as export_command
+from exporter.output_place import WHOLE, WITHIN_NAMES
 from graphs.contract import ModelConfig
 from graphs.manifest import MANIFEST_FILE, ManifestError, read_manifest
 
@@ -89,8 +90,11 @@ def start_export(preset: Path, target: Path, *options: str) -> Child:
 
 
 def bundle_state(target: Path) -> str:
-    """What is at a target: the name of the preset of a whole bundle, `"nothing"` or `"HALF"`."""
-    if not target.exists():
+    """What is at a target: the name of the preset of a whole bundle, `"nothing"` or `"HALF"`.
+
+    Nothing is also a folder that is no bundle yet, since the next export ends its replacement.
+    """
+    if not target.exists() or ((target / WHOLE).exists() and not (target / MANIFEST_FILE).exists()):
         return "nothing"
     try:
         manifest = read_manifest(target)
@@ -98,12 +102,13 @@ def bundle_state(target: Path) -> str:
     except (ManifestError, OSError):
         return "HALF"
     names = {entry.name for entry in manifest.files} | {MANIFEST_FILE}
-    whole = {path.name for path in target.iterdir()} == names
+    whole = {path.name for path in target.iterdir()} - set(WITHIN_NAMES) == names
     return manifest.source["preset"] if whole else "HALF"
 
 
 def leftovers(target: Path) -> list[str]:
-    """What lies beside a target that an export made."""
+    """What lies beside a target or in it that an export made and that is no bundle."""
     if not target.parent.exists():
         return []
-    return sorted(path.name for path in target.parent.iterdir() if path != target)
+    within = [path.name for path in target.glob(".export.*")]
+    return sorted([*within, *(path.name for path in target.parent.iterdir() if path != target)])

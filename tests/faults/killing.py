@@ -8,9 +8,14 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from exporter import bundle_folder
+from exporter import output_place
 
-CALLS = ((Path, "rename"), (Path, "mkdir"), (os, "fsync"), (shutil, "rmtree"), (bundle_folder, "_swap"))
+CALLS = (
+    *((Path, name) for name in ("rename", "replace", "mkdir", "unlink")),
+    (os, "fsync"),
+    (shutil, "rmtree"),
+    (output_place, "_swap"),
+)
 
 
 def kill_before_call(number: int) -> None:

@@ -4,15 +4,16 @@
 
 A third of the kills fall anywhere in the export, a third in its last phase, when the finished folder is
 synchronized and renamed, and a third before a random call that changes folders. Each meets one of
-three kinds in turn: a fresh target, a bundle to replace, and one to replace on a disk that cannot swap
-two folders in one step. Exit code 1 if there is ever half a bundle, or something left that the next
-export does not remove.
+five kinds in turn: a fresh target, a bundle to replace, one to replace on a disk that cannot swap two
+folders in one step, one in a folder that cannot be renamed, and one where that turns out at the end.
+Exit code 1 if there is ever half a bundle, or something left that the next export does not remove.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import random
 import select
@@ -25,12 +26,13 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporter import bundle_folder
+from exporter import bundle_folder, output_place
 from exporter.cli import main as export_command
+from exporter.output_place import WHOLE
 from tests.faults.exports import Child, bundle_state, fork, leftovers, write_toy
 from tests.faults.killing import kill_before_call
 
-KINDS = ("fresh", "replace", "replace in two steps")
+KINDS = ("fresh", "replace", "replace in two steps", "replace within", "replace within at last")
 MOMENTS = ("anywhere", "last phase", "before a call")
 WHOLE_EXPORT_EVERY = 20
 LAST_PHASE = b"Finishing"
@@ -38,7 +40,10 @@ ALLOWED = {
     "fresh": ("nothing", "new"),
     "replace": ("old", "new"),
     "replace in two steps": ("old", "new", "nothing"),  # which must be old again afterwards
+    "replace within": ("old", "new", "nothing"),  # which must be new afterwards
+    "replace within at last": ("old", "new", "nothing"),
 }
+LAST_CALLS = 45  # that change folders, in the kind with the most
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ class Trials:
         self._number += 1
         self._prepare(kind)
         if moment == "before a call":
-            child = self._start(kind, "--verify", "graph", kill_at=self._random.randrange(22))
+            child = self._start(kind, "--verify", "graph", kill_at=self._random.randrange(LAST_CALLS))
         else:
             child = self._start(kind, "--verify", "graph" if moment == "last phase" else "full")
             if moment == "last phase":
@@ -113,7 +118,11 @@ class Trials:
 
         def work() -> int:
             if kind == "replace in two steps":
-                bundle_folder._swap = lambda first, second: False
+                output_place._swap = lambda first, second: False
+            elif kind == "replace within":
+                bundle_folder.cannot_be_renamed = lambda target: True
+            elif kind == "replace within at last":
+                output_place._swap = _refuse
             if kill_at is not None:
                 kill_before_call(kill_at)
             return export_command(arguments)
@@ -122,7 +131,9 @@ class Trials:
 
     def _after(self, kind: str, state: str) -> str | None:
         """What is wrong after the next export's start, or now and then after the whole of it."""
-        expected = "old" if kind != "fresh" and state == "nothing" else state
+        expected = "old" if kind == "replace in two steps" and state == "nothing" else state
+        if (self._target / WHOLE).exists():
+            expected = "new"
         if self._number % WHOLE_EXPORT_EVERY == 0:
             expected = "new"
             _check_exit(self._start(kind), 0)
@@ -134,6 +145,10 @@ class Trials:
             return f"the target was {state}, and {found} after the next export"
         left = leftovers(self._target)
         return f"the next export left {', '.join(left)}" if left else None
+
+
+def _refuse(first: Path, second: Path) -> bool:
+    raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(second))
 
 
 class _StartOnlyError(Exception):

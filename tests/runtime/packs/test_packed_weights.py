@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-import threading
+import os
+import signal
+import sys
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from graphs.contract import Phase
 from graphs.plain_files import hash_file
 from graphs.sealed_json import seal
 from runtime import BundleError, Generator, session_opener
+from runtime.bundle import load_bundle
 from runtime.cli import main
 from runtime.packs import packed_weights
 from runtime.packs.pack_folder import DATA_FILE, INFO_FILE, MODEL_FILE
@@ -219,7 +223,7 @@ def test_who_waits_says_so(
 ) -> None:
     (folder / "packed").mkdir()
     with caplog.at_level("INFO", "runtime"), ThreadPoolExecutor(1) as pool:
-        with locked(folder / "packed" / ".lock"):
+        with locked(folder / "packed" / ".lock", patience=60):
             result = pool.submit(logits, folder)
             while not caplog.messages:
                 assert not result.done()
@@ -232,24 +236,98 @@ def test_who_waits_says_so(
     ]
 
 
-def test_a_lock_is_held_by_one_thread(tmp_path: Path) -> None:
-    """`test_who_waits_says_so` and the killed builders show the same for processes."""
-    inside, most = 0, 0
-    guard = threading.Lock()
+def test_a_builder_that_stands_still_is_not_waited_for(
+    folder: Path, wanted: np.ndarray, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "packed").mkdir()
+    monkeypatch.setattr(packed_weights, "PATIENCE_SECONDS", 0.3)
+    with locked(folder / "packed" / ".lock", patience=60):
+        started = time.monotonic()
+        with pytest.warns(RuntimeWarning) as caught:
+            assert_right(logits(folder), wanted)
+        assert 0.3 <= time.monotonic() - started < 10
+    (warning,) = caught
+    for fragment in (
+        "packed in the memory of this process alone",
+        f"process {os.getpid()} has held {folder / 'packed' / '.lock'} for 0 s and shows no progress; ",
+        "; let it go on or end it",
+    ):
+        assert fragment in str(warning.message)
+    assert packs(folder / "packed") == {}
+    assert not cache.exists()
+    assert_right(logits(folder), wanted)
+    assert len(packs(folder / "packed")) == 1
 
-    def enter(path: Path) -> None:
-        nonlocal inside, most
-        with locked(path):
-            with guard:
-                inside += 1
-                most = max(most, inside)
-            time.sleep(0.01)
-            with guard:
-                inside -= 1
 
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(enter, [tmp_path / "lock"] * 16))
-    assert most == 1
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGSTOP")
+def test_a_builder_that_was_stopped(
+    folder: Path, repository: Path, wanted: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed_weights, "PATIENCE_SECONDS", 0.5)
+    program = start_program(repository, folder, STOP + STOPS["half written"])
+    assert program.stdin is not None
+    assert program.stdout is not None
+    program.stdin.write("go\n")
+    program.stdin.flush()
+    assert program.stdout.readline() == "stopped\n"
+    program.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.warns(RuntimeWarning, match=f"process {program.pid} has held .*packed/.lock for"):
+            assert_right(logits(folder), wanted)
+    finally:
+        program.kill()
+        program.communicate()
+    assert_right(logits(folder), wanted)
+    assert len(packs(folder / "packed")) == 1
+
+
+GROW = """
+def grow(self, graph_path, folder):
+    for size in range(1, 30):
+        (folder / "weights.bin").write_bytes(bytes(size))
+        time.sleep(0.1)
+    write(self, graph_path, folder)
+write = session_opener.SessionOpener._write_pack
+session_opener.SessionOpener._write_pack = grow
+"""
+READ = """
+show = pack_folder.PackFolder.show_progress
+def slowly(self):
+    time.sleep(1.1)
+    show(self)
+pack_folder.PackFolder.show_progress = slowly
+"""
+
+
+@pytest.mark.parametrize("change", [GROW, READ], ids=["writes", "hashes"])
+def test_a_builder_at_work_is_waited_for(
+    folder: Path, repository: Path, wanted: np.ndarray, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """However long it takes: only a standstill counts."""
+    monkeypatch.setattr(packed_weights, "PATIENCE_SECONDS", 2)
+    program = start_program(repository, folder, change)
+    assert program.stdin is not None
+    program.stdin.write("go\n")
+    program.stdin.flush()
+    while not (folder / "packed" / ".lock").exists() or not (folder / "packed" / ".lock").read_text():
+        assert program.poll() is None
+        time.sleep(0.01)
+    started = time.monotonic()
+    assert_right(logits(folder), wanted)
+    assert time.monotonic() - started > 2
+    assert program.communicate()[1].count("Packing weights") == 1
+    assert len(packs(folder / "packed")) == 1
+
+
+def test_the_patience_fits_the_size_of_the_pack(folder: Path) -> None:
+    """6.7 billion weights of 4 bits take minutes on a slow machine, and show nothing for a while."""
+    options: Any = {"runtime": "", "options": {}, "write": lambda path, folder: None}
+    bundle = load_bundle(folder)
+    (graph,) = set(bundle.manifest.graphs.values())
+    assert 30 <= packed_weights.PackedWeights(bundle, **options)._patience(graph) < 31
+    large = replace(bundle.manifest.weights, size=3_500_000_000)
+    bundle = replace(bundle, manifest=replace(bundle.manifest, weights=large))
+    assert 240 <= packed_weights.PackedWeights(bundle, **options)._patience(graph) < 400
 
 
 STOP = """

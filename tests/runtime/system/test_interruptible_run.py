@@ -165,6 +165,34 @@ def test_a_second_signal_does_not_leave_the_run_behind() -> None:
     assert native.ended
 
 
+@pytest.mark.parametrize("signals", [1, 3])
+def test_signals_while_a_run_is_being_ended(signals: int) -> None:
+    """Its buffers are the caller's: whatever comes, it is waited for."""
+    native = Native()
+
+    class Interrupted(threading.Event):
+        """Signals come while it is waited for; the run ends after the last."""
+
+        left = signals
+
+        def wait(self, timeout: float | None = None) -> bool:
+            if self.left:
+                self.left -= 1
+                signal.raise_signal(signal.SIGINT)
+                pytest.fail("the signal raised nothing")
+            native.terminate()
+            return super().wait(timeout)
+
+    run = interruptible_run._Run(native.run)
+    run.ended = Interrupted()
+    helper = threading.Thread(target=run.work)
+    helper.start()
+    assert native.running.wait(60)
+    run.drop()
+    assert native.ended
+    helper.join(60)
+
+
 # === In ONNX Runtime ===
 
 

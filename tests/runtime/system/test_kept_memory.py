@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -55,6 +58,25 @@ def test_large_memory_is_not_kept() -> None:
     memory = KeptMemory(most_bytes=100)
     assert memory.zeros((101,), "uint8").shape == (101,)
     assert memory.idle_bytes == 0
+
+
+def test_two_threads_never_get_the_same_memory() -> None:
+    """Both find it idle, unless one waits until the other has taken it."""
+    together = threading.Barrier(2)
+
+    class Met(KeptMemory):
+        def _is_idle(self) -> bool:
+            idle = super()._is_idle()
+            with contextlib.suppress(threading.BrokenBarrierError):  # the other one waits for the lock
+                together.wait(0.5)
+            return idle
+
+    memory = Met()
+    assert memory.zeros((100,), "uint8").nbytes == 100
+    together.reset()
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: memory.zeros((100,), "uint8"), range(2))
+    assert not np.shares_memory(first, second)
 
 
 def test_a_cache_takes_the_memory_of_the_one_before(cpu_decoder: SessionDecoder) -> None:
