@@ -13,6 +13,7 @@ from exporter.opt.backbone import OPTBackbone
 from exporter.opt.tokenizer import OPTTokenizer
 from exporter.presets.hugging_face_config import write_hugging_face_config
 from exporter.presets.live_weights import check_shard_size, write_live_weights
+from exporter.presets.pipeline_json import start_template
 from exporter.presets.staging import check_format, staged_files
 from runtime.tokenization.tokenizer import Tokenizer
 from runtime.tokenization.tokenizer_json import TOKENIZER_FILE
@@ -82,7 +83,11 @@ def _special_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
 def _write_tokenizer(tokenizer: OPTTokenizer, folder: Path) -> None:
     ids = {"bos_token": tokenizer.start_token_id, "eos_token": tokenizer.end_token_id}
     ids |= {"pad_token": tokenizer.pad_token_id}
-    tokens = {name: tokenizer.id_to_token(i) for name, i in ids.items() if i is not None}
+    # transformers makes whatever has a name special.
+    special = set(tokenizer.special_token_ids)
+    tokens = {
+        name: tokenizer.id_to_token(i) for name, i in ids.items() if i is not None and i in special
+    }
     options: dict[str, Any] = {"clean_up_tokenization_spaces": False, **tokens}
     if tokenizer.is_plain:
         _check_merges(tokenizer)
@@ -118,15 +123,8 @@ def _pipeline(tokenizer: OPTTokenizer) -> dict[str, Any]:
     values: dict[str, Any] = json.loads(tokenizer.files()[TOKENIZER_FILE])
     if tokenizer.is_own_file:
         return values
-    start = {"SpecialToken": {"id": tokenizer.start_token, "type_id": 0}}
-    first, second = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
-    known = {"id": tokenizer.start_token, "ids": [tokenizer.start_token_id]}
-    values["post_processor"] = {
-        "type": "TemplateProcessing",
-        "single": [start, first],
-        "pair": [start, first, start, second],
-        "special_tokens": {tokenizer.start_token: {**known, "tokens": [tokenizer.start_token]}},
-    }
+    if tokenizer.start_token is not None and tokenizer.start_token_id is not None:
+        values["post_processor"] = start_template(tokenizer.start_token, tokenizer.start_token_id)
     return values
 
 
