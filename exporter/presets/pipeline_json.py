@@ -57,7 +57,7 @@ def with_added_tokens(
         rows: of the model's table; `None` if there is no model.
 
     Raises:
-        ValueError: if two tokens would have one id.
+        ValueError: if the files give a token the id of another.
     """
     vocabulary = values["model"]["vocab"]
     tokens, ids = {}, {}
@@ -76,13 +76,6 @@ def with_added_tokens(
                     continue
             tokens[content], ids[content] = token, token_id
         tokens[content] = replace(tokens[content], special=True)
-    owners = {token_id: content for content, token_id in vocabulary.items()}
-    for content, token_id in ids.items():
-        if owners.setdefault(token_id, content) != content:
-            raise ValueError(
-                f"the added token {content!r:.200} has the id {token_id}, which is that of "
-                f"{owners[token_id]!r:.200}; give each its own"
-            )
     ordered = sorted(ids, key=ids.__getitem__)
     added = [tokens[content].to_json(ids[content]) for content in ordered if content]
     return _with_ids({**values, "added_tokens": added}, ids)
@@ -90,13 +83,24 @@ def with_added_tokens(
 
 def _with_ids(values: dict[str, Any], ids: Mapping[str, int]) -> dict[str, Any]:
     """The library counts added tokens on from the vocabulary's size, unless the vocabulary has them."""
+    model = values["model"]
     found = _read(values)
-    wrong = {content: i for content, i in ids.items() if content and found.token_to_id(content) != i}
-    if wrong:
-        model = values["model"]
-        found = _read({**values, "model": {**model, "vocab": {**model["vocab"], **wrong}}})
+    if wrong := _misplaced(found, ids):
+        taken = {token_id: content for content, token_id in model["vocab"].items()}
+        if not taken.keys() & wrong.values():
+            found = _read({**values, "model": {**model, "vocab": {**model["vocab"], **wrong}}})
+        for content, token_id in _misplaced(found, ids).items():
+            owner = taken.get(token_id) or found.id_to_token(token_id)
+            raise ValueError(
+                f"the added token {content!r:.200} has the id {token_id}, which is that of "
+                f"{owner!r:.200}; give each its own"
+            )
     read: dict[str, Any] = json.loads(found.to_str())
     return read
+
+
+def _misplaced(found: tokenizers.Tokenizer, ids: Mapping[str, int]) -> dict[str, int]:
+    return {content: i for content, i in ids.items() if content and found.token_to_id(content) != i}
 
 
 def _read(values: Mapping[str, Any]) -> tokenizers.Tokenizer:
