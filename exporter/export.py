@@ -96,6 +96,14 @@ class _Subject:
     sampler: Sampler
     source: dict[str, str]
     weights: WeightSource
+    end_token_ids: tuple[int, ...] | None
+
+    @property
+    def ends(self) -> tuple[int, ...] | None:
+        """What ends a text; `None` where nothing says it."""
+        if self.end_token_ids is not None or self.tokenizer is None:
+            return self.end_token_ids
+        return (self.tokenizer.end_token_id,)
 
 
 def export_bundle(
@@ -285,6 +293,7 @@ def _preset_subject(name: str, preset: PresetFolder) -> _Subject:
         sampler=samplers.get("top_k"),
         source={"preset": preset_name(name), "format": preset.format},
         weights=CheckpointWeights(preset),
+        end_token_ids=preset.generation.end_token_ids,
     )
 
 
@@ -307,6 +316,7 @@ def _live_subject(model: CausalLM) -> _Subject:
         sampler=sampler,
         source={"preset": model.name, "format": "live"},
         weights=LiveWeights(model.backbone),
+        end_token_ids=model.end_token_ids,
     )
 
 
@@ -327,7 +337,9 @@ def _manifest(
         graphs=graphs,
         weights=weights,
         tokenizer=tuple(FileEntry.of(folder / name) for name in names),
-        generation=GenerationDefaults(subject.max_length, samplers.serialize(subject.sampler)),
+        generation=GenerationDefaults(
+            subject.max_length, samplers.serialize(subject.sampler), subject.ends
+        ),
         source=subject.source,
         versions=package_versions(PACKAGES),
         contract_revision=target_revision(target),

@@ -75,17 +75,20 @@ def check_prompts(prompts: Sequence[tuple[int, ...]], config: ModelConfig) -> No
 
 
 def read_stop_ids(
-    stop_token_ids: StopTokenIds, tokenizer: Tokenizer | None, config: ModelConfig
+    stop_token_ids: StopTokenIds,
+    tokenizer: Tokenizer | None,
+    config: ModelConfig,
+    end_token_ids: Sequence[int] | None = None,
 ) -> frozenset[int]:
-    """The tokens that end a row, `"auto"` being the tokenizer's end token.
+    """The tokens that end a row, `"auto"` being the model's, or else the tokenizer's end token.
 
     Raises:
-        ValueError: if they are no token ids, or `"auto"` and there is no tokenizer.
+        ValueError: if they are no token ids, or `"auto"` and there is neither of these.
     """
     if stop_token_ids is None:
         return frozenset()
     if isinstance(stop_token_ids, str):
-        return _named_stop_ids(stop_token_ids, tokenizer)
+        return _named_stop_ids(stop_token_ids, tokenizer, end_token_ids)
     try:
         stops = frozenset(operator.index(token) for token in stop_token_ids)
     except TypeError:
@@ -98,9 +101,13 @@ def read_stop_ids(
     return stops
 
 
-def _named_stop_ids(name: str, tokenizer: Tokenizer | None) -> frozenset[int]:
+def _named_stop_ids(
+    name: str, tokenizer: Tokenizer | None, end_token_ids: Sequence[int] | None
+) -> frozenset[int]:
     if name != "auto":
         raise ValueError(f"stop_token_ids must be 'auto', None or token ids, got {name!r}")
+    if end_token_ids is not None:
+        return frozenset(end_token_ids)
     if tokenizer is None:
         raise ValueError(
             "stop_token_ids='auto' takes the tokenizer's end token, and this model has no "

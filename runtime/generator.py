@@ -79,6 +79,7 @@ class Generator:
         max_cache_bytes: most that the KV caches of all calls in flight may take together. A call whose
             cache would exceed it raises `CacheMemoryError`; so does, limit or not, one whose cache
             does not fit the memory that the machine and the process's control groups have left.
+        end_token_ids: each ends a text; by default the tokenizer's end token.
 
     Example::
 
@@ -96,6 +97,7 @@ class Generator:
         sampler: str | Sampler | Mapping[str, object] = "top_k",
         max_length: int | None = None,
         max_cache_bytes: int | None = None,
+        end_token_ids: Sequence[int] | None = None,
     ) -> None:
         self._decoder = decoder
         self._budget = CacheBudget(max_cache_bytes)
@@ -105,6 +107,8 @@ class Generator:
         self.config = decoder.config
         length = self.config.max_sequence_length if max_length is None else max_length
         self.max_length = check_length(length, "max_length", self.config)
+        self.end_token_ids = None if end_token_ids is None else tuple(end_token_ids)
+        read_stop_ids(self.end_token_ids, None, self.config)
         self.compile(sampler)
 
     @classmethod
@@ -183,6 +187,7 @@ class Generator:
             sampler=loaded.manifest.generation.sampler,
             max_length=loaded.manifest.generation.max_length,
             max_cache_bytes=max_cache_bytes,
+            end_token_ids=loaded.manifest.generation.end_token_ids,
         )
         generator._source = BundleSource(
             os.path.abspath(bundle),
@@ -246,8 +251,8 @@ class Generator:
             max_length: tokens of prompt and answer together, the start token counted. By default
                 the preset's sequence length. Not used with token dictionaries, whose own length
                 counts.
-            stop_token_ids: tokens that end a row. `"auto"` is the tokenizer's end token; `None`
-                generates until `max_length`.
+            stop_token_ids: tokens that end a row. `"auto"` is what ends the model's texts, one token
+                or several (`end_token_ids`); `None` generates until `max_length`.
             strip_prompt: whether to leave the prompt out of the result.
             timeout: seconds from the call after which it ends, also in the middle of a long prompt.
             cancel: a `threading.Event`; the call ends soon after any thread sets it.
@@ -375,7 +380,8 @@ class Generator:
             limit = check_length(length, "max_length", self.config)
             prompts = encode_prompts(batch.texts, self.tokenizer, limit, self.config)
         check_prompts(prompts, self.config)
-        stops = read_stop_ids(call.stop_token_ids, self.tokenizer, self.config)
+        ends = self.end_token_ids
+        stops = read_stop_ids(call.stop_token_ids, self.tokenizer, self.config, ends)
         decoder = CallDecoder(self._decoder, self._budget, call.limits, self._process)
         return call.sampler.start(decoder, [RowRequest(p, limit, stops) for p in prompts])
 

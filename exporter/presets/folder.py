@@ -12,6 +12,7 @@ from exporter.checkpoints.readers import TensorReader, open_checkpoint
 from exporter.checkpoints.weight_map import BoundTarget, WeightMap, bind_checkpoint
 from exporter.errors import PresetError
 from exporter.foreign_files import find_file
+from exporter.presets.generation_config import GenerationConfig, read_generation
 from exporter.presets.hugging_face_config import read_hugging_face_config
 from exporter.presets.json_file import read_json, read_json_if_there, serialized_config
 from exporter.presets.tokenizer_files import (
@@ -54,6 +55,7 @@ class PresetFolder(TextFolder):
         config: the model's sizes.
         dropout: dropout rate for training.
         dtype: Keras dtype name of computations and weights.
+        generation: what ends texts.
         model_options: name and trainability of the backbone, where the preset says.
     """
 
@@ -61,6 +63,7 @@ class PresetFolder(TextFolder):
     config: ModelConfig
     dropout: float
     dtype: str
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
     model_options: Mapping[str, Any] = field(default_factory=dict)
 
     def open_weights(self) -> tuple[TensorReader, list[BoundTarget]]:
@@ -136,9 +139,11 @@ def _read_keras(folder: Path, config: dict[str, Any]) -> PresetFolder:
     for key, kind in (("name", str), ("trainable", bool)):
         if not isinstance(model_options.get(key, kind()), kind):
             raise ValueError(f"{key} is not valid: {model_options[key]!r:.200}")
+    sizes = _keras_sizes(values)
     return PresetFolder(
         format="keras",
-        config=_keras_sizes(values),
+        config=sizes,
+        generation=read_generation(folder, {}, sizes.vocabulary_size),
         dropout=_dropout(values),
         dtype=_keras_dtype(values.get("dtype")),
         model_options=model_options,
@@ -209,12 +214,15 @@ def _keras_dtype(value: Any) -> str:
 
 def _read_hugging_face(folder: Path, config: dict[str, Any]) -> PresetFolder:
     sizes = read_hugging_face_config(config, str(folder))
+    generation = read_generation(folder, config, sizes.vocabulary_size)
+    text_config = {**config, "eos_token_id": list(generation.end_token_ids or ())}
     return PresetFolder(
         folder=folder,
         format="huggingface",
         config=sizes,
         dropout=_dropout(config),
         dtype="float32",
+        generation=generation,
         sequence_length=min(DEFAULT_SEQUENCE_LENGTH, sizes.max_sequence_length),
-        tokenizer_files=hugging_face_tokenizer_files(folder, config),
+        tokenizer_files=hugging_face_tokenizer_files(folder, text_config),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ def export_model(
     tokenizer: OPTTokenizer | None,
     folder: str | Path,
     max_shard_size: float | None,
+    end_token_ids: Sequence[int] | None = None,
 ) -> None:
     """Writes transformers' `OPTForCausalLM`, and its tokenizer if there is one.
 
@@ -43,20 +44,25 @@ def export_model(
         folder: created where it does not exist; other files in it stay.
         max_shard_size: most GB (2**30 bytes) of one weights file; `None` for a single one.
 
+        end_token_ids: what ends texts, where that is not the tokenizer's end token alone.
+
     Raises:
         ValueError: if the folder holds a Keras preset, for a size that is not positive, or if
             transformers has no such model or tokenizer.
     """
     check_shard_size(max_shard_size)
     check_format(Path(folder), "huggingface")
-    special = {} if tokenizer is None else _special_ids(tokenizer)
+    special: dict[str, Any] = {} if tokenizer is None else _special_ids(tokenizer)
+    if end_token_ids is not None:
+        special["eos_token_id"] = end_token_ids[0] if len(end_token_ids) == 1 else list(end_token_ids)
     dtype = backbone.token_embedding.embeddings.dtype
     config = write_hugging_face_config(backbone.model_config, dtype, backbone.dropout) | special
     replaced = MODEL_FILES if tokenizer is None else MODEL_FILES + TOKENIZER_FILES
     with staged_files(Path(folder), replaced) as stage:
         _write_json(stage / "config.json", config)
-        if tokenizer is not None:
+        if special:
             _write_json(stage / "generation_config.json", {"_from_model_config": True, **special})
+        if tokenizer is not None:
             _write_tokenizer(tokenizer, stage)
         write_live_weights(backbone, stage, "huggingface", HUGGING_FACE, max_shard_size)
 
