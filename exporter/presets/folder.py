@@ -20,7 +20,9 @@ from exporter.presets.tokenizer_files import (
     keras_tokenizer_files,
     keras_tokenizer_options,
 )
+from exporter.presets.tokenizer_notices import disagreements, vocabulary_of
 from graphs.contract import MAX_SIZES, ModelConfig
+from runtime.text_files import MAX_TOKENIZER_BYTES
 
 KERAS_CLASSES = ("keras_hub>OPTBackbone", "keras_nlp>OPTBackbone", "opt_onnx>OPTBackbone")
 DEFAULT_SEQUENCE_LENGTH = 1024  # Keras's, also of presets from before preprocessor.json
@@ -36,6 +38,7 @@ class TextFolder:
         add_start_token, add_end_token: the preprocessor's.
         tokenizer_files: what `Tokenizer.from_files` takes; `None` where the preset has no tokenizer.
         tokenizer_options: of `OPTTokenizer`, where they are not the default.
+        notices: what a user should know of the tokenizer's files, a sentence each.
     """
 
     folder: Path
@@ -44,6 +47,7 @@ class TextFolder:
     add_end_token: bool = True
     tokenizer_files: Mapping[str, str] | None = None
     tokenizer_options: Mapping[str, Any] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,10 +125,26 @@ def read_text_folder(folder: Path) -> TextFolder:
 
 def _read_text(folder: Path) -> TextFolder | None:
     """A folder with a tokenizer, in either format, and maybe a preprocessor; `None` if it has none."""
-    if find_file(folder, "tokenizer_config.json", PresetError) is not None:
-        return TextFolder(folder=folder, tokenizer_files=hugging_face_tokenizer_files(folder, {}))
-    has_tokenizer = find_file(folder, "tokenizer.json", PresetError) is not None
-    return TextFolder(**_keras_text(folder)) if has_tokenizer else None
+    tokenizer = read_json_if_there(folder, "tokenizer.json", MAX_TOKENIZER_BYTES)
+    if "class_name" in tokenizer or "registered_name" in tokenizer:
+        return TextFolder(**_keras_text(folder))
+    text = TextFolder(folder=folder, **_hugging_face_text(folder, {}))
+    return None if text.tokenizer_files is None else text
+
+
+def read_tokenizer(folder: Path) -> TextFolder:
+    """Reads the tokenizer of a folder, whatever model may be in it beside.
+
+    Raises:
+        PresetError: if it has none.
+    """
+    text = _read_text(folder)
+    if text is None or text.tokenizer_files is None:
+        raise PresetError(
+            f"{folder} has no tokenizer: expected tokenizer.json, or vocab.json and merges.txt, as "
+            "Hugging Face writes them, or tokenizer.json and assets/tokenizer, as Keras does"
+        )
+    return text
 
 
 # === Keras ===
@@ -224,5 +244,12 @@ def _read_hugging_face(folder: Path, config: dict[str, Any]) -> PresetFolder:
         dtype="float32",
         generation=generation,
         sequence_length=min(DEFAULT_SEQUENCE_LENGTH, sizes.max_sequence_length),
-        tokenizer_files=hugging_face_tokenizer_files(folder, text_config),
+        **_hugging_face_text(folder, text_config),
     )
+
+
+def _hugging_face_text(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The tokenizer's values of `TextFolder`."""
+    files = hugging_face_tokenizer_files(folder, config)
+    told = () if files is None else disagreements(folder, vocabulary_of(files), config)
+    return {"tokenizer_files": files, "notices": told}
