@@ -86,15 +86,16 @@ def _with_ids(values: dict[str, Any], ids: Mapping[str, int]) -> dict[str, Any]:
     model = values["model"]
     found = _read(values)
     if wrong := _misplaced(found, ids):
-        taken = {token_id: content for content, token_id in model["vocab"].items()}
-        if not taken.keys() & wrong.values():
-            found = _read({**values, "model": {**model, "vocab": {**model["vocab"], **wrong}}})
-        for content, token_id in _misplaced(found, ids).items():
-            owner = taken.get(token_id) or found.id_to_token(token_id)
-            raise ValueError(
-                f"the added token {content!r:.200} has the id {token_id}, which is that of "
-                f"{owner!r:.200}; give each its own"
-            )
+        owners = {token_id: content for content, token_id in model["vocab"].items()}
+        for content, token_id in wrong.items():
+            if token_id in owners:
+                raise ValueError(
+                    f"the added token {content!r:.200} has the id {token_id}, which is that of "
+                    f"{owners[token_id]!r:.200}; give each its own"
+                )
+        found = _read({**values, "model": {**model, "vocab": {**ids, **model["vocab"]}}})
+        if wrong := _misplaced(found, ids):
+            raise ValueError(f"added tokens have ids of others: {str(wrong):.200}; give each its own")
     read: dict[str, Any] = json.loads(found.to_str())
     return read
 

@@ -2,18 +2,21 @@
 
 Run it once by transformers 4.41 and once by the installed one, each in an environment of its own:
 
-    pip install 'transformers==4.41.*' 'numpy<2' && python tests/data/make_tokenizer_folders.py FOLDER
-    python tests/data/make_tokenizer_folders.py FOLDER
+    pip install 'transformers==4.41.*' 'numpy<2'
+    python tests/data/make_tokenizer_folders.py --fixtures tests/data/tokenizer_folders
 
 It writes one folder for each kind of tokenizer class and of change, named `WRITER-CHANGE`, as
 `save_pretrained` does; `legacy` folders are those of before 4.34, which had no `added_tokens_decoder`.
-`--fixtures` keeps those of `FIXTURES` only, without white space in their JSON.
+`--fixtures` keeps those of `FIXTURES` only, without white space in their JSON, and puts into each
+`expected.json` what `AutoTokenizer` of the same transformers makes of `texts()`: ids, and their text
+without special tokens.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import shutil
 import tempfile
 from pathlib import Path
@@ -104,8 +107,40 @@ def nothing(tokenizer):
     pass
 
 
+TOKENS = ["newword", "tüde", "two words", " spaced", "é", "<l>", "<r>", "<lr>", "whole", "Ab", "<sl>"]
+TOKENS += ["[PAD]", "<|im_end|>", "<|im_start|>", "</s>", "<pad>", "<s>", "import"]
+BETWEEN = [
+    "",
+    " ",
+    "  ",
+    "\n",
+    "\t",
+    "\u3000",
+    "x",
+    "-",
+    "_",
+    "1",
+    "\u0301",
+    "\u200d",
+    "😀",
+    " the quick ",
+]
+PLAIN = ["brown fox", "naïve", "你好", "नमस्ते", "it's", "👩\u200d👧", "e\u0301", "\x00", "12.5"]
+
+
+def texts(count=100):
+    """Texts of added tokens, words, spaces, emoji and combining marks; always the same."""
+    generator = random.Random(14)
+    found = ["", " ", *TOKENS]
+    while len(found) < count:
+        pieces = generator.choices(TOKENS, k=3) + generator.choices(PLAIN, k=2)
+        generator.shuffle(pieces)
+        pieces = pieces[: generator.randint(1, 5)]
+        found.append("".join(generator.choice(BETWEEN) + piece for piece in pieces))
+    return found
+
+
 CHANGES = {f.__name__: f for f in (nothing, words, special, flags, padding, ends, begins, known, mixed)}
-ENCODED = {"ensure_ascii": False}
 
 
 def write_json(path, value, **options):
@@ -135,6 +170,13 @@ def make(target, base):
                 legacy(Path(shutil.copytree(folder, f"{folder}-legacy", dirs_exist_ok=True)))
 
 
+def expected(folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = [tokenizer.encode(text, add_special_tokens=False) for text in texts()]
+    options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    return {"ids": ids, "texts": [tokenizer.decode(row, **options) for row in ids]}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("target", type=Path)
@@ -158,6 +200,7 @@ def main():
                     write_json(
                         path, json.loads(path.read_text(encoding="utf-8")), separators=(",", ":")
                     )
+                write_json(folder / "expected.json", expected(folder), separators=(",", ":"))
                 shutil.copytree(folder, options.target / folder.name, dirs_exist_ok=True)
 
 
