@@ -149,25 +149,8 @@ def varied_texts(count: int) -> list[str]:
     return texts[:count]
 
 
-BETWEEN = [
-    "",
-    "",
-    " ",
-    "  ",
-    "\n",
-    "\t",
-    " \n",
-    "\u3000",
-    "\xa0",
-    "x",
-    "-",
-    "_",
-    ".",
-    "é",
-    "1",
-    *MARKS,
-    *EMOJI,
-]
+BETWEEN = ["", "", " ", "  ", "\n", "\t", " \n", "\u3000", "\xa0", "x", "-", "_", ".", "1"]
+BETWEEN += ["é", *MARKS, *EMOJI]
 
 
 def texts_with(tokens: list[str], count: int) -> list[str]:
@@ -176,13 +159,10 @@ def texts_with(tokens: list[str], count: int) -> list[str]:
     varied = varied_texts(count)
     texts: dict[str, None] = {}
     while len(texts) < count // 2:
-        pieces = [
-            generator.choice([*tokens, " the quick", generator.choice(varied)[:12]]) for _ in "12345"
-        ]
-        pieces = pieces[: generator.randint(1, 5)]
-        text = "".join(generator.choice(BETWEEN) + piece for piece in pieces) + generator.choice(
-            BETWEEN
-        )
+        others = [" the quick", generator.choice(varied)[:12]]
+        pieces = generator.choices([*tokens, *others], k=generator.randint(1, 5))
+        between = generator.choices(BETWEEN, k=len(pieces))
+        text = "".join(a + b for a, b in zip(between, pieces, strict=True)) + generator.choice(BETWEEN)
         texts[text] = None
     return list(dict.fromkeys([*texts, *varied]))[:count]
 
