@@ -82,6 +82,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="text file to find the ranges of activations with, for int8 and int4: some hundred words "
         "like those the model will read (default: a text that comes with the package)",
     )
+    parser.add_argument(
+        "--tokenizer",
+        metavar="FOLDER",
+        help="folder with a tokenizer's files, as Keras or Hugging Face writes them, to be used in "
+        "place of the preset's own (default: the preset's, if it has one)",
+    )
     parser.add_argument("--force", action="store_true", help="replace a bundle that is there")
     parser.add_argument(
         "--verify",
@@ -183,6 +189,7 @@ def _run(options: argparse.Namespace) -> None:
         target=options.target,
         prefill_precision=options.prefill_precision,
         calibration=calibration,
+        tokenizer=options.tokenizer,
         force=options.force,
         verify=options.verify,
         progress=Progress(quiet=options.quiet),
@@ -206,6 +213,9 @@ def _run(options: argparse.Namespace) -> None:
         listed = ", ".join(f"{name} {count}" for name, count in counts.items())
         print(f"Rewrites     {graph}: {listed}")
     print(f"Logits       {compared}")
+    print(f"Tokenizer    {summary.tokenizer}")
+    for notice in summary.notices:
+        print(f"Note         {notice}")
 
 
 if __name__ == "__main__":

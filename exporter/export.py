@@ -20,12 +20,13 @@ from exporter.errors import ExportError
 from exporter.model_weights import LiveWeights
 from exporter.opt.causal_lm import CausalLM
 from exporter.opt.tokenizer import OPTTokenizer
-from exporter.presets.folder import PresetFolder, read_preset
+from exporter.presets.folder import PresetFolder, read_preset, read_tokenizer
 from exporter.presets.handles import preset_name, resolve_preset
 from exporter.progress import Progress
 from exporter.quantization.calibration import calibration_tokens
 from exporter.quantization.preparation import prepare_weights
 from exporter.quantization.recipes import plan_recipes, scheme_tensors
+from exporter.text_check import check_ids, describe_tokenizer, end_notices, verify_text
 from exporter.tracing import build_weightless_backbone, trace
 from exporter.verification import (
     SMALL_ENOUGH_BYTES,
@@ -75,6 +76,8 @@ class ExportSummary:
         peak_memory_bytes: of this process.
         rewrites: how often each pass matched, by graph file.
         comparison: with Keras's logits; `None` if they were not compared.
+        tokenizer: the bundle's, in a line.
+        notices: what a user should know of the model's files, a sentence each.
     """
 
     bundle: Path
@@ -83,6 +86,8 @@ class ExportSummary:
     peak_memory_bytes: int
     rewrites: dict[str, dict[str, int]]
     comparison: LogitsComparison | None
+    tokenizer: str
+    notices: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,16 @@ class _Subject:
     sampler: Sampler
     source: dict[str, str]
     weights: WeightSource
+    end_token_ids: tuple[int, ...] | None
+    notices: tuple[str, ...] = ()
+    tokenizer_notices: tuple[str, ...] = ()
+
+    @property
+    def ends(self) -> tuple[int, ...] | None:
+        """What ends a text; `None` where nothing says it."""
+        if self.end_token_ids is not None or self.tokenizer is None:
+            return self.end_token_ids
+        return (self.tokenizer.end_token_id,)
 
 
 def export_bundle(
@@ -106,6 +121,7 @@ def export_bundle(
     target: str = "cpu",
     prefill_precision: str | None = None,
     calibration: str | None = None,
+    tokenizer: str | Path | None = None,
     force: bool = False,
     verify: str | None = None,
     progress: Progress | None = None,
@@ -126,6 +142,8 @@ def export_bundle(
             prompts are read two to three times as fast; by default both phases share one.
         calibration: a text to find the ranges of activations with, for int8 and int4; some hundred
             words like those the model will read. By default one that comes with the package.
+        tokenizer: a folder with a tokenizer's files, as Keras or Hugging Face writes them, to be used
+            in place of the model's own.
         force: whether to replace a bundle that is there.
         verify: `"full"` compares logits with Keras's, `"run"` runs the bundle, both for a later check
             to repeat, in a process of its own that maps the weights; `"graph"` checks graphs and
@@ -155,9 +173,12 @@ def export_bundle(
         progress.phase(f"Reading preset {model}")
         preset = read_preset(resolve_preset(model))
         subject = _preset_subject(str(model), preset)
+    if tokenizer is not None:
+        subject = _with_tokenizer(subject, Path(tokenizer))
     config = subject.config
     _check_sizes(config, target, precision)
-    _check_vocabulary(subject)
+    if subject.tokenizer is not None:
+        check_ids(subject.tokenizer, config.vocabulary_size, subject.name)
     folder = Path(output) if output is not None else Path(subject.name)
     check_target(folder, force=force, source=preset.folder if preset else None)
 
@@ -197,7 +218,7 @@ def export_bundle(
         if verify_as is None:
             runs = size <= SMALL_ENOUGH_BYTES and precision != "bf16"
             verify_as = Verify.FULL if runs else Verify.GRAPH
-        probe, comparison = _verify(verify_as, temporary, config, source, precision, progress)
+        probe, comparison = _verify(verify_as, temporary, subject, precision, progress)
         manifest = replace(manifest, probe=probe)
         manifest.write(temporary)
         progress.phase("Finishing")
@@ -209,6 +230,12 @@ def export_bundle(
         peak_memory_bytes=peak_memory_bytes(),
         rewrites=graphs.rewrites,
         comparison=comparison,
+        tokenizer=describe_tokenizer(subject.tokenizer, subject.ends),
+        notices=(
+            *subject.tokenizer_notices,
+            *subject.notices,
+            *end_notices(subject.tokenizer, subject.ends),
+        ),
     )
 
 
@@ -221,19 +248,21 @@ def _expected_bytes(config: ModelConfig, source: WeightSource, schemes: Collecti
 def _verify(
     verify_as: Verify,
     folder: Path,
-    config: ModelConfig,
-    source: WeightSource,
+    subject: _Subject,
     precision: str,
     progress: Progress,
 ) -> tuple[Probe | None, LogitsComparison | None]:
     """Verifies what was written; the run to store and what was compared, where that was asked for."""
     if verify_as is not Verify.NONE:
-        progress.phase("Verifying graphs")
+        progress.phase("Verifying graphs and text")
         verify_graphs(folder)
+        if subject.tokenizer is not None:
+            verify_text(folder, subject.tokenizer)
     if verify_as is Verify.RUN:
         progress.phase("Running the bundle")
         return run_probe(folder), None
     if verify_as is Verify.FULL:
+        config, source = subject.config, subject.weights
         progress.phase("Comparing logits with Keras", _compared_bytes(config, source))
         comparison = verify_logits(folder, config, CountedWeights(source, progress), precision)
         return comparison.probe, comparison
@@ -287,7 +316,16 @@ def _preset_subject(name: str, preset: PresetFolder) -> _Subject:
         sampler=samplers.get("top_k"),
         source={"preset": preset_name(name), "format": preset.format},
         weights=CheckpointWeights(preset),
+        end_token_ids=preset.generation.end_token_ids,
+        notices=preset.generation.notices,
+        tokenizer_notices=preset.notices,
     )
+
+
+def _with_tokenizer(subject: _Subject, folder: Path) -> _Subject:
+    text = read_tokenizer(folder)
+    made = OPTTokenizer.from_files(text.tokenizer_files or {}, **text.tokenizer_options)
+    return replace(subject, tokenizer=made, tokenizer_notices=text.notices)
 
 
 def _live_subject(model: CausalLM) -> _Subject:
@@ -309,6 +347,7 @@ def _live_subject(model: CausalLM) -> _Subject:
         sampler=sampler,
         source={"preset": model.name, "format": "live"},
         weights=LiveWeights(model.backbone),
+        end_token_ids=model.end_token_ids,
     )
 
 
@@ -329,7 +368,9 @@ def _manifest(
         graphs=graphs,
         weights=weights,
         tokenizer=tuple(FileEntry.of(folder / name) for name in names),
-        generation=GenerationDefaults(subject.max_length, samplers.serialize(subject.sampler)),
+        generation=GenerationDefaults(
+            subject.max_length, samplers.serialize(subject.sampler), subject.ends
+        ),
         source=subject.source,
         versions=package_versions(PACKAGES),
         contract_revision=target_revision(target),
@@ -377,18 +418,6 @@ def _check_sizes(config: ModelConfig, target: str, precision: str) -> None:
         raise ValueError(
             f"target 'cuda' needs attention heads of a multiple of {HEAD_DIM_MULTIPLE} numbers, and "
             f"this model's have {config.head_dim}; export target 'portable', fp32 for any device"
-        )
-
-
-def _check_vocabulary(subject: _Subject) -> None:
-    """A text may become any id of its tokenizer, and each needs a row of the model's table."""
-    if subject.tokenizer is None:
-        return
-    rows, last = subject.config.vocabulary_size, max(subject.tokenizer.vocabulary.values())
-    if last >= rows:
-        raise ExportError(
-            f"the tokenizer of {subject.name} has ids up to {last}, and the model has rows for ids up "
-            f"to {rows - 1}; export it with the tokenizer that it was trained with"
         )
 
 

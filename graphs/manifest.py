@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +129,17 @@ class Probe:
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """What `Generator` does unless told otherwise: length limit and serialized sampler."""
+    """What `Generator` does unless told otherwise.
+
+    Attributes:
+        max_length: tokens of prompt and answer together.
+        sampler: serialized.
+        end_token_ids: each ends a text; `None`, as in bundles of older exports, for the tokenizer's.
+    """
 
     max_length: int
     sampler: Mapping[str, object]
+    end_token_ids: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -251,18 +258,11 @@ def _parse(values: dict[str, Any]) -> Manifest:
             raise ManifestError(f"{name} must be one of {allowed}, got {shown(values[name])}")
     _check_target(values)
     model = ModelConfig.from_dict(values["model"])
-    generation = GenerationDefaults(**values["generation"])
-    if not isinstance(generation.sampler, (str, dict)):
-        raise ManifestError(f"generation.sampler is no configuration: {shown(generation.sampler)}")
+    generation = _parse_generation(values["generation"], model)
     for name in ("source", "versions"):
         mapping = values[name]
         if not isinstance(mapping, dict) or not all(isinstance(v, str) for v in mapping.values()):
             raise ManifestError(f"{name} is not valid: must map names to strings")
-    length = generation.max_length
-    if type(length) is not int or not 1 <= length <= model.max_sequence_length:
-        raise ManifestError(
-            f"generation.max_length is not within the model's positions: {shown(length)}"
-        )
     entries = {Phase(phase): FileEntry(**entry) for phase, entry in values["graphs"].items()}
     missing = sorted(set(Phase) - set(entries))
     if missing:
@@ -286,6 +286,27 @@ def _parse(values: dict[str, Any]) -> Manifest:
         raise ManifestError(f"files are named twice: {shown(names)}")
     _check_sizes(manifest)
     return manifest
+
+
+def _parse_generation(values: Mapping[str, Any], model: ModelConfig) -> GenerationDefaults:
+    generation = GenerationDefaults(**values)
+    if not isinstance(generation.sampler, (str, dict)):
+        raise ManifestError(f"generation.sampler is no configuration: {shown(generation.sampler)}")
+    length, ends = generation.max_length, generation.end_token_ids
+    if type(length) is not int or not 1 <= length <= model.max_sequence_length:
+        raise ManifestError(
+            f"generation.max_length is not within the model's positions: {shown(length)}"
+        )
+    if ends is None:
+        return generation
+    size = model.vocabulary_size
+    if (
+        not isinstance(ends, list)
+        or not ends
+        or any(type(i) is not int or not 0 <= i < size for i in ends)
+    ):
+        raise ManifestError(f"generation.end_token_ids must be ids from 0 to {size - 1}: {shown(ends)}")
+    return replace(generation, end_token_ids=tuple(ends))
 
 
 def _check_target(values: Mapping[str, Any]) -> None:

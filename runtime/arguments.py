@@ -119,12 +119,16 @@ def read_stop_ids(
     return frozenset(stops)
 
 
-def end_token_ids(tokenizer: Tokenizer | None) -> frozenset[int]:
-    """What `stop_token_ids="auto"` means.
+def default_stop_ids(
+    end_token_ids: Sequence[int] | None, tokenizer: Tokenizer | None
+) -> frozenset[int]:
+    """What `stop_token_ids="auto"` means: the model's own ends, or else the tokenizer's end token.
 
     Raises:
-        ValueError: if there is no tokenizer.
+        ValueError: if there is neither.
     """
+    if end_token_ids is not None:
+        return frozenset(end_token_ids)
     if tokenizer is None:
         raise ValueError(
             "stop_token_ids='auto' takes the tokenizer's end token, and this model has no "

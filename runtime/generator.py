@@ -17,8 +17,8 @@ from runtime.arguments import (
     StopTokenIds,
     check_length,
     check_prompts,
+    default_stop_ids,
     encode_prompts,
-    end_token_ids,
     read_stop_ids,
 )
 from runtime.cache_budget import CacheBudget
@@ -83,6 +83,7 @@ class Generator:
         max_cache_bytes: most that the KV caches of all calls in flight may take together. A call whose
             cache would exceed it raises `CacheMemoryError`; so does, limit or not, one whose cache
             does not fit the memory that the machine and the process's control groups have left.
+        end_token_ids: each ends a text; by default the tokenizer's end token.
 
     Example::
 
@@ -100,6 +101,7 @@ class Generator:
         sampler: str | Sampler | Mapping[str, object] = "top_k",
         max_length: int | None = None,
         max_cache_bytes: int | None = None,
+        end_token_ids: Sequence[int] | None = None,
     ) -> None:
         self._decoder = decoder
         self._budget = CacheBudget(max_cache_bytes)
@@ -109,6 +111,8 @@ class Generator:
         self.config = decoder.config
         length = self.config.max_sequence_length if max_length is None else max_length
         self.max_length = check_length(length, "max_length", self.config)
+        self.end_token_ids = None if end_token_ids is None else tuple(end_token_ids)
+        read_stop_ids(self.end_token_ids, self.config)
         self.compile(sampler)
 
     @classmethod
@@ -187,6 +191,7 @@ class Generator:
             sampler=loaded.manifest.generation.sampler,
             max_length=loaded.manifest.generation.max_length,
             max_cache_bytes=max_cache_bytes,
+            end_token_ids=loaded.manifest.generation.end_token_ids,
         )
         generator._source = BundleSource(
             os.path.abspath(bundle),
@@ -250,8 +255,8 @@ class Generator:
             max_length: tokens of prompt and answer together, the start token counted. By default
                 the preset's sequence length. Not used with token dictionaries, whose own length
                 counts.
-            stop_token_ids: tokens that end a row. `"auto"` is the tokenizer's end token; `None`
-                generates until `max_length`.
+            stop_token_ids: tokens that end a row. `"auto"` is what ends the model's texts, one token
+                or several (`end_token_ids`); `None` generates until `max_length`.
             strip_prompt: whether to leave the prompt out of the result.
             timeout: seconds from the call after which it ends, also in the middle of a long prompt.
             cancel: a `threading.Event`; the call ends soon after any thread sets it.
@@ -410,8 +415,9 @@ class Generator:
                 prompts, cut = [()] * len(batch.texts), error.reason
         check_prompts(prompts, self.config)
         stops = call.stop_token_ids
-        stop_ids = end_token_ids(self.tokenizer) if stops == "auto" else stops
-        run = call.sampler.start(decoder, [RowRequest(p, limit, stop_ids) for p in prompts])
+        if stops == "auto":
+            stops = default_stop_ids(self.end_token_ids, self.tokenizer)
+        run = call.sampler.start(decoder, [RowRequest(p, limit, stops) for p in prompts])
         if cut is not None:
             run.cut(cut)
         return run

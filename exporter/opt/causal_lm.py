@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ class CausalLM(keras.Model):
     preprocessor: OPTCausalLMPreprocessor | None
     _decoder: KerasDecoder | None
     _decoder_lora: LoRA | None
+    end_token_ids: tuple[int, ...] | None
     presets = PresetListing()
 
     @classmethod
@@ -74,7 +75,7 @@ class CausalLM(keras.Model):
         from exporter.presets.transformers_writer import export_model
 
         tokenizer = None if self.preprocessor is None else self.preprocessor.tokenizer
-        export_model(self.backbone, tokenizer, path, max_shard_size)
+        export_model(self.backbone, tokenizer, path, max_shard_size, self.end_token_ids)
 
     def compile(
         self,
@@ -234,7 +235,11 @@ class CausalLM(keras.Model):
             self._decoder = KerasDecoder(self.backbone)  # it traces the layers as they are now
             self._decoder_lora = self.backbone.lora
         return Generator(
-            self._decoder, tokenizer, sampler=self.sampler, max_length=min(length, positions)
+            self._decoder,
+            tokenizer,
+            sampler=self.sampler,
+            max_length=min(length, positions),
+            end_token_ids=self.end_token_ids,
         )
 
     def generate(
@@ -292,6 +297,7 @@ class OPTCausalLM(CausalLM):
         backbone: an `OPTBackbone`.
         preprocessor: an `OPTCausalLMPreprocessor` or `None`.
         compile: whether to compile with the defaults; without, `fit` asks for it.
+        end_token_ids: each ends a text; by default the tokenizer's end token. keras-hub has one only.
 
     Call arguments:
         a dictionary of `token_ids` and `padding_mask` [batch, sequence]. Returns the logits
@@ -307,6 +313,7 @@ class OPTCausalLM(CausalLM):
         preprocessor: OPTCausalLMPreprocessor | None = None,
         *,
         compile: bool = True,
+        end_token_ids: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
         # === Functional Model ===
@@ -318,6 +325,7 @@ class OPTCausalLM(CausalLM):
         # === Config ===
         self.backbone = backbone
         self.preprocessor = preprocessor
+        self.end_token_ids = None if end_token_ids is None else tuple(end_token_ids)
         self._decoder = None
         # A functional model has no dtype of its own; Keras scales the loss by this one.
         self.dtype_policy = backbone.dtype_policy
@@ -326,9 +334,11 @@ class OPTCausalLM(CausalLM):
             self.compile()
 
     def get_config(self) -> dict[str, Any]:
+        ends = {} if self.end_token_ids is None else {"end_token_ids": list(self.end_token_ids)}
         return {
             "name": self.name,
             "trainable": self.trainable,
+            **ends,
             "backbone": keras.saving.serialize_keras_object(self.backbone),
             "preprocessor": keras.saving.serialize_keras_object(self.preprocessor),
         }

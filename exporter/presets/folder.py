@@ -12,6 +12,7 @@ from exporter.checkpoints.readers import TensorReader, open_checkpoint
 from exporter.checkpoints.weight_map import BoundTarget, WeightMap, bind_checkpoint
 from exporter.errors import PresetError
 from exporter.foreign_files import find_file
+from exporter.presets.generation_config import GenerationConfig, read_generation
 from exporter.presets.hugging_face_config import read_hugging_face_config
 from exporter.presets.json_file import read_json, read_json_if_there, serialized_config
 from exporter.presets.tokenizer_files import (
@@ -19,7 +20,9 @@ from exporter.presets.tokenizer_files import (
     keras_tokenizer_files,
     keras_tokenizer_options,
 )
+from exporter.presets.tokenizer_notices import disagreements, vocabulary_of
 from graphs.contract import MAX_SIZES, ModelConfig
+from runtime.text_files import MAX_TOKENIZER_BYTES
 
 KERAS_CLASSES = ("keras_hub>OPTBackbone", "keras_nlp>OPTBackbone", "opt_onnx>OPTBackbone")
 DEFAULT_SEQUENCE_LENGTH = 1024  # Keras's, also of presets from before preprocessor.json
@@ -35,6 +38,7 @@ class TextFolder:
         add_start_token, add_end_token: the preprocessor's.
         tokenizer_files: what `Tokenizer.from_files` takes; `None` where the preset has no tokenizer.
         tokenizer_options: of `OPTTokenizer`, where they are not the default.
+        notices: what a user should know of the tokenizer's files, a sentence each.
     """
 
     folder: Path
@@ -43,6 +47,7 @@ class TextFolder:
     add_end_token: bool = True
     tokenizer_files: Mapping[str, str] | None = None
     tokenizer_options: Mapping[str, Any] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +59,7 @@ class PresetFolder(TextFolder):
         config: the model's sizes.
         dropout: dropout rate for training.
         dtype: Keras dtype name of computations and weights.
+        generation: what ends texts.
         model_options: name and trainability of the backbone, where the preset says.
     """
 
@@ -61,6 +67,7 @@ class PresetFolder(TextFolder):
     config: ModelConfig
     dropout: float
     dtype: str
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
     model_options: Mapping[str, Any] = field(default_factory=dict)
 
     def open_weights(self) -> tuple[TensorReader, list[BoundTarget]]:
@@ -118,10 +125,26 @@ def read_text_folder(folder: Path) -> TextFolder:
 
 def _read_text(folder: Path) -> TextFolder | None:
     """A folder with a tokenizer, in either format, and maybe a preprocessor; `None` if it has none."""
-    if find_file(folder, "tokenizer_config.json", PresetError) is not None:
-        return TextFolder(folder=folder, tokenizer_files=hugging_face_tokenizer_files(folder, {}))
-    has_tokenizer = find_file(folder, "tokenizer.json", PresetError) is not None
-    return TextFolder(**_keras_text(folder)) if has_tokenizer else None
+    tokenizer = read_json_if_there(folder, "tokenizer.json", MAX_TOKENIZER_BYTES)
+    if "class_name" in tokenizer or "registered_name" in tokenizer:
+        return TextFolder(**_keras_text(folder))
+    text = TextFolder(folder=folder, **_hugging_face_text(folder, {}))
+    return None if text.tokenizer_files is None else text
+
+
+def read_tokenizer(folder: Path) -> TextFolder:
+    """Reads the tokenizer of a folder, whatever model may be in it beside.
+
+    Raises:
+        PresetError: if it has none.
+    """
+    text = _read_text(folder)
+    if text is None or text.tokenizer_files is None:
+        raise PresetError(
+            f"{folder} has no tokenizer: expected tokenizer.json, or vocab.json and merges.txt, as "
+            "Hugging Face writes them, or tokenizer.json and assets/tokenizer, as Keras does"
+        )
+    return text
 
 
 # === Keras ===
@@ -136,9 +159,11 @@ def _read_keras(folder: Path, config: dict[str, Any]) -> PresetFolder:
     for key, kind in (("name", str), ("trainable", bool)):
         if not isinstance(model_options.get(key, kind()), kind):
             raise ValueError(f"{key} is not valid: {model_options[key]!r:.200}")
+    sizes = _keras_sizes(values)
     return PresetFolder(
         format="keras",
-        config=_keras_sizes(values),
+        config=sizes,
+        generation=read_generation(folder, {}, sizes.vocabulary_size),
         dropout=_dropout(values),
         dtype=_keras_dtype(values.get("dtype")),
         model_options=model_options,
@@ -209,12 +234,22 @@ def _keras_dtype(value: Any) -> str:
 
 def _read_hugging_face(folder: Path, config: dict[str, Any]) -> PresetFolder:
     sizes = read_hugging_face_config(config, str(folder))
+    generation = read_generation(folder, config, sizes.vocabulary_size)
+    text_config = {**config, "eos_token_id": list(generation.end_token_ids or ())}
     return PresetFolder(
         folder=folder,
         format="huggingface",
         config=sizes,
         dropout=_dropout(config),
         dtype="float32",
+        generation=generation,
         sequence_length=min(DEFAULT_SEQUENCE_LENGTH, sizes.max_sequence_length),
-        tokenizer_files=hugging_face_tokenizer_files(folder, config),
+        **_hugging_face_text(folder, text_config),
     )
+
+
+def _hugging_face_text(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The tokenizer's values of `TextFolder`."""
+    files = hugging_face_tokenizer_files(folder, config)
+    told = () if files is None else disagreements(folder, vocabulary_of(files), config)
+    return {"tokenizer_files": files, "notices": told}

@@ -40,3 +40,9 @@ def serialized_config(values: dict[str, Any], path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise PresetError(f"{path}: config must be an object, got {type(config).__name__}")
     return config
+
+
+def ids_of(value: Any) -> list[int]:
+    """The token ids of a configuration's value: one, a list of some, or none."""
+    ids = value if isinstance(value, list) else [value]
+    return [i for i in ids if type(i) is int]

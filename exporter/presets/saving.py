@@ -15,11 +15,13 @@ from exporter.opt.keras_backend import keras
 from exporter.opt.preprocessor import OPTCausalLMPreprocessor
 from exporter.opt.tokenizer import OPTTokenizer
 from exporter.presets import keras_config
+from exporter.presets.generation_config import GENERATION_FILE, generation_json
 from exporter.presets.live_weights import check_shard_size, write_live_weights
 from exporter.presets.staging import check_format, staged_files
 
 DEFAULT_SHARD_SIZE = 10  # GB, as in keras-hub
-BACKBONE_FILES = (*WRITTEN_FILES["keras"], "task.json")  # a task's file is about its old backbone
+# The task's files are about its old backbone.
+BACKBONE_FILES = (*WRITTEN_FILES["keras"], "task.json", GENERATION_FILE)
 TOKENIZER_FILES = ("assets/tokenizer/*",)
 
 
@@ -74,6 +76,9 @@ def save_causal_lm(
             in_keras_hub=all(map(keras_config.is_in_keras_hub, parts)),
         )
         _write_json(stage / "task.json", task)
+        if model.end_token_ids is not None:
+            text = generation_json(model.end_token_ids)
+            (stage / GENERATION_FILE).write_text(text, encoding="utf-8")
 
 
 def save_preprocessor(preprocessor: OPTCausalLMPreprocessor, folder: str | Path) -> None:

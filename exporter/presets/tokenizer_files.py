@@ -13,11 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, processors
 
 from exporter.errors import PresetError
 from exporter.foreign_files import find_file
-from exporter.presets.json_file import read_json, read_json_if_there, serialized_config
+from exporter.presets.added_tokens import OPTIONS_FILE, TokenizerOptions, read_options
+from exporter.presets.json_file import ids_of, read_json, read_json_if_there, serialized_config
+from exporter.presets.pipeline_json import (
+    GPT2_TOKEN,
+    full_vocabulary,
+    gpt2_pipeline,
+    is_gpt2,
+    start_template,
+    with_added_tokens,
+)
 from runtime.text_files import MAX_TOKENIZER_BYTES, read_text
 from runtime.tokenization.pipeline import (
     END_TOKEN,
@@ -34,7 +42,7 @@ from runtime.tokenization.tokenizer_json import (
     library_errors,
     merge_rules,
 )
-from runtime.tokenization.vocabulary import byte_alphabet, check_vocabulary, parse_merges, split_rule
+from runtime.tokenization.vocabulary import byte_alphabet, check_vocabulary, parse_merges
 
 ASSETS = "assets/tokenizer"  # in a Keras preset folder
 KERAS_OPTIONS: dict[str, Callable[[Any], bool]] = {
@@ -42,8 +50,6 @@ KERAS_OPTIONS: dict[str, Callable[[Any], bool]] = {
     "add_prefix_space": lambda value: type(value) is bool,
     "unsplittable_tokens": lambda value: type(value) is list and all(type(t) is str for t in value),
 }
-# How transformers names the special tokens in tokenizer_config.json.
-NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 def keras_tokenizer_files(folder: Path) -> dict[str, str] | None:
@@ -89,18 +95,22 @@ def hugging_face_tokenizer_files(folder: Path, config: Mapping[str, Any]) -> dic
     Raises:
         PresetError: naming the file that is broken or of an unsupported kind.
     """
-    options = read_json_if_there(folder, "tokenizer_config.json")
+    options = read_options(folder)
     fast, vocabulary, merges = (
         find_file(folder, name, PresetError) for name in ("tokenizer.json", "vocab.json", "merges.txt")
     )
     path = fast or vocabulary
     try:
         if fast is not None:
-            return _from_fast(read_json(fast, MAX_TOKENIZER_BYTES), options, config)
+            values = _own_pipeline(read_json(fast, MAX_TOKENIZER_BYTES), options, config)
+            return _files(values, options, config)
         if vocabulary is not None and merges is not None:
             rules = parse_merges(read_text(merges, MAX_TOKENIZER_BYTES))
             ids = check_vocabulary(read_json(vocabulary, MAX_TOKENIZER_BYTES))
-            return _from_slow(ids, rules, options, config)
+            if not options.is_given and {START_TOKEN, PAD_TOKEN} <= ids.keys():
+                return _plain_files(ids, rules)  # nobody says more: OPT's own
+            values = gpt2_pipeline(ids, rules, bool(options.values.get("add_prefix_space", False)))
+            return _files(values, options, config, options.values.get("add_bos_token") is True)
     except PresetError:
         raise
     except KeyError as error:
@@ -110,56 +120,50 @@ def hugging_face_tokenizer_files(folder: Path, config: Mapping[str, Any]) -> dic
     return None
 
 
-def _from_fast(
-    fast: dict[str, Any], options: Mapping[str, Any], config: Mapping[str, Any]
-) -> dict[str, str]:
-    """The files of a `tokenizer.json`, plain where its pipeline is OPT's own."""
-    check_byte_level(fast)
-    vocabulary = _full_vocabulary(fast)
-    special = SpecialTokens(_prefix(fast), *_end_and_pad(vocabulary, options, config))
-    if _is_plain(fast, vocabulary) and special == _opt_tokens(vocabulary):
-        return _plain_files(vocabulary, merge_rules(fast))
-    # transformers makes these special even where the file does not; new ones would have no embedding.
-    named = [token for name in NAMED_TOKENS if (token := _content(options.get(name))) in vocabulary]
-    with library_errors(TOKENIZER_FILE):
-        backend = tokenizers.Tokenizer.from_str(json.dumps(fast))
-        backend.add_special_tokens(named)
-        return {TOKENIZER_FILE: backend.to_str(), SPECIAL_TOKENS_FILE: special.to_json()}
+def _own_pipeline(
+    values: dict[str, Any], options: TokenizerOptions, config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A `tokenizer.json`, checked; transformers' class for GPT-2 puts its own `add_prefix_space` in."""
+    check_byte_level(values)
+    step = values["pre_tokenizer"]
+    if is_gpt2(options, config) and step["type"] == "ByteLevel":
+        spaced = bool(options.values.get("add_prefix_space", False))
+        return {**values, "pre_tokenizer": {**step, "add_prefix_space": spaced}}
+    return values
 
 
-def _from_slow(
-    vocabulary: dict[str, int],
-    merges: list[str],
-    options: Mapping[str, Any],
+def _files(
+    values: dict[str, Any],
+    options: TokenizerOptions,
     config: Mapping[str, Any],
+    add_start: bool = False,
 ) -> dict[str, str]:
-    """The files of `vocab.json` and `merges.txt`; plain unless `tokenizer_config.json` differs."""
-    if not options:
-        return _plain_files(vocabulary, merges)
-    pairs = [split_rule(rule) for rule in merges]
-    with library_errors("the vocabulary with its merge rules"):
-        backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=pairs))
-    spaced = bool(options.get("add_prefix_space", False))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=spaced)
-    backend.decoder = decoders.ByteLevel()
-    named = [token for name in NAMED_TOKENS if (token := _content(options.get(name))) in vocabulary]
-    backend.add_special_tokens(list(dict.fromkeys(named)))
-    start = _content(options.get("bos_token"))
-    if options.get("add_bos_token") and start in vocabulary:
-        backend.post_processor = processors.TemplateProcessing(
-            single=f"{start} $A", special_tokens=[(start, vocabulary[start])]
+    """The files of a pipeline with all added tokens, plain where it is OPT's own.
+
+    Args:
+        values: of a `tokenizer.json`.
+        options: what the older files say.
+        config: `config.json`.
+        add_start: whether `bos_token` goes before a text, which a `tokenizer.json` says itself.
+    """
+    if is_gpt2(options, config) and GPT2_TOKEN in full_vocabulary(values):
+        options = options.with_defaults(
+            dict.fromkeys(("bos_token", "eos_token", "unk_token"), GPT2_TOKEN)
         )
-    return _from_fast(json.loads(backend.to_str()), options, config)
+    values = with_added_tokens(values, options, config.get("vocab_size"))
+    vocabulary = full_vocabulary(values)
+    if add_start and (start := _named_id("bos_token", vocabulary, options)) is not None:
+        values["post_processor"] = start_template(options.named["bos_token"].content, start)
+    special = SpecialTokens(_prefix(values), *_end_and_pad(vocabulary, options, config))
+    if _is_plain(values, vocabulary) and special == _opt_tokens(vocabulary):
+        return _plain_files(vocabulary, merge_rules(values))
+    text = json.dumps(values, ensure_ascii=False)
+    return {TOKENIZER_FILE: text, SPECIAL_TOKENS_FILE: special.to_json()}
 
 
 def _plain_files(vocabulary: Mapping[str, int], merges: list[str]) -> dict[str, str]:
     lines = "".join(f"{rule}\n" for rule in merges)
     return {VOCABULARY_FILE: json.dumps(vocabulary, ensure_ascii=False), MERGES_FILE: lines}
-
-
-def _full_vocabulary(fast: Mapping[str, Any]) -> dict[str, int]:
-    added = {token["content"]: token["id"] for token in fast.get("added_tokens", ())}
-    return {**fast["model"]["vocab"], **added}
 
 
 def _is_plain(fast: Mapping[str, Any], vocabulary: Mapping[str, int]) -> bool:
@@ -198,26 +202,25 @@ def _prefix(fast: Mapping[str, Any]) -> int | None:
 
 
 def _end_and_pad(
-    vocabulary: Mapping[str, int], options: Mapping[str, Any], config: Mapping[str, Any]
+    vocabulary: Mapping[str, int], options: TokenizerOptions, config: Mapping[str, Any]
 ) -> tuple[int, int]:
-    """The ids of the end and padding tokens: the model's, else the tokenizer's, else OPT's."""
-    found = []
-    for name, default in (("eos", END_TOKEN), ("pad", PAD_TOKEN)):
-        token_id = config.get(f"{name}_token_id")
-        if isinstance(token_id, list):  # several ends: the first is the text's own
-            token_id = token_id[0]
-        if token_id is None:
-            token = _content(options.get(f"{name}_token")) or default
-            if token not in vocabulary:
-                raise ValueError(
-                    f"Cannot find special token {token!r} in the vocabulary of {len(vocabulary)} "
-                    f"tokens. Name it in config.json as {name}_token_id"
-                )
-            token_id = vocabulary[token]
-        found.append(token_id)
-    return found[0], found[1]
+    """The ids of the end and padding tokens: those that the tokenizer names, else the model's."""
+    known = set(vocabulary.values())
+    end, pad = (_named_id(name, vocabulary, options) for name in ("eos_token", "pad_token"))
+    if end is None:
+        end = next((i for i in ids_of(config.get("eos_token_id")) if i in known), None)
+    if end is None:
+        end = vocabulary.get(END_TOKEN)
+    if end is None:
+        raise ValueError(
+            f"Cannot find special token {END_TOKEN!r} in the vocabulary of {len(vocabulary)} tokens. "
+            f"Name the token that ends a text as eos_token in {OPTIONS_FILE}"
+        )
+    if pad is None:
+        pad = next((i for i in ids_of(config.get("pad_token_id")) if i in known), None)
+    return end, vocabulary.get(PAD_TOKEN, end) if pad is None else pad
 
 
-def _content(token: Any) -> str | None:
-    """A special token in `tokenizer_config.json` is a string, a dictionary or absent."""
-    return token.get("content") if isinstance(token, dict) else token
+def _named_id(name: str, vocabulary: Mapping[str, int], options: TokenizerOptions) -> int | None:
+    token = options.named.get(name)
+    return None if token is None else vocabulary.get(token.content)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from exporter.opt.backbone import OPTBackbone
 from exporter.opt.tokenizer import OPTTokenizer
 from exporter.presets.hugging_face_config import write_hugging_face_config
 from exporter.presets.live_weights import check_shard_size, write_live_weights
+from exporter.presets.pipeline_json import start_template
 from exporter.presets.staging import check_format, staged_files
 from runtime.tokenization.tokenizer import Tokenizer
 from runtime.tokenization.tokenizer_json import TOKENIZER_FILE
@@ -33,6 +34,7 @@ def export_model(
     tokenizer: OPTTokenizer | None,
     folder: str | Path,
     max_shard_size: float | None,
+    end_token_ids: Sequence[int] | None = None,
 ) -> None:
     """Writes transformers' `OPTForCausalLM`, and its tokenizer if there is one.
 
@@ -42,20 +44,25 @@ def export_model(
         folder: created where it does not exist; other files in it stay.
         max_shard_size: most GB (2**30 bytes) of one weights file; `None` for a single one.
 
+        end_token_ids: what ends texts, where that is not the tokenizer's end token alone.
+
     Raises:
         ValueError: if the folder holds a Keras preset, for a size that is not positive, or if
             transformers has no such model or tokenizer.
     """
     check_shard_size(max_shard_size)
     check_format(Path(folder), "huggingface")
-    special = {} if tokenizer is None else _special_ids(tokenizer)
+    special: dict[str, Any] = {} if tokenizer is None else _special_ids(tokenizer)
+    if end_token_ids is not None:
+        special["eos_token_id"] = end_token_ids[0] if len(end_token_ids) == 1 else list(end_token_ids)
     dtype = backbone.token_embedding.embeddings.dtype
     config = write_hugging_face_config(backbone.model_config, dtype, backbone.dropout) | special
     replaced = MODEL_FILES if tokenizer is None else MODEL_FILES + TOKENIZER_FILES
     with staged_files(Path(folder), replaced) as stage:
         _write_json(stage / "config.json", config)
-        if tokenizer is not None:
+        if special:
             _write_json(stage / "generation_config.json", {"_from_model_config": True, **special})
+        if tokenizer is not None:
             _write_tokenizer(tokenizer, stage)
         write_live_weights(backbone, stage, "huggingface", HUGGING_FACE, max_shard_size)
 
@@ -82,7 +89,11 @@ def _special_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
 def _write_tokenizer(tokenizer: OPTTokenizer, folder: Path) -> None:
     ids = {"bos_token": tokenizer.start_token_id, "eos_token": tokenizer.end_token_id}
     ids |= {"pad_token": tokenizer.pad_token_id}
-    tokens = {name: tokenizer.id_to_token(i) for name, i in ids.items() if i is not None}
+    # transformers makes whatever has a name special.
+    special = set(tokenizer.special_token_ids)
+    tokens = {
+        name: tokenizer.id_to_token(i) for name, i in ids.items() if i is not None and i in special
+    }
     options: dict[str, Any] = {"clean_up_tokenization_spaces": False, **tokens}
     if tokenizer.is_plain:
         _check_merges(tokenizer)
@@ -118,15 +129,8 @@ def _pipeline(tokenizer: OPTTokenizer) -> dict[str, Any]:
     values: dict[str, Any] = json.loads(tokenizer.files()[TOKENIZER_FILE])
     if tokenizer.is_own_file:
         return values
-    start = {"SpecialToken": {"id": tokenizer.start_token, "type_id": 0}}
-    first, second = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
-    known = {"id": tokenizer.start_token, "ids": [tokenizer.start_token_id]}
-    values["post_processor"] = {
-        "type": "TemplateProcessing",
-        "single": [start, first],
-        "pair": [start, first, start, second],
-        "special_tokens": {tokenizer.start_token: {**known, "tokens": [tokenizer.start_token]}},
-    }
+    if tokenizer.start_token is not None and tokenizer.start_token_id is not None:
+        values["post_processor"] = start_template(tokenizer.start_token, tokenizer.start_token_id)
     return values
 
 

@@ -270,14 +270,15 @@ def json_pipeline(text: str, special: SpecialTokens) -> Pipeline:
                 f"{name} is {shown(token_id)}, no token of {TOKENIZER_FILE} ({len(known)} tokens)"
             )
     added = backend.get_added_tokens_decoder()
-    hidden = special.ids | {i for i, token in added.items() if token.special}
+    # Not those of `special`: a model's configuration may pad with an ordinary word.
+    hidden = [i for i, token in added.items() if token.special]
     return Pipeline(
         backend=backend,
         vocabulary=dict(sorted(vocabulary.items(), key=lambda item: item[1])),
         merges=merge_rules(values),
         special=special,
         special_token_ids=tuple(sorted(hidden)),
-        spelled=frozenset(added) | special.ids,
+        spelled=frozenset(added),
         is_plain=False,
         is_own_file=True,
         effect=effect,

@@ -161,6 +161,11 @@ class Tokenizer:
         """Ids of all special tokens, each once, in order."""
         return self._pipeline.special_token_ids
 
+    @property
+    def added_token_ids(self) -> tuple[int, ...]:
+        """Ids of the tokens that are found whole in text and stand for their spelling, in order."""
+        return tuple(sorted(self._pipeline.spelled))
+
     def vocabulary_size(self) -> int:
         """Number of tokens; ids may leave gaps, so the largest id can be higher."""
         return len(self.vocabulary)

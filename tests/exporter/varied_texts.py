@@ -149,6 +149,24 @@ def varied_texts(count: int) -> list[str]:
     return texts[:count]
 
 
+BETWEEN = ["", "", " ", "  ", "\n", "\t", " \n", "\u3000", "\xa0", "x", "-", "_", ".", "1"]
+BETWEEN += ["é", *MARKS, *EMOJI]
+
+
+def texts_with(tokens: list[str], count: int) -> list[str]:
+    """`count` different strings: half of them varied, half of them of tokens with all sorts between."""
+    generator = random.Random(14)
+    varied = varied_texts(count)
+    texts: dict[str, None] = {}
+    while len(texts) < count // 2:
+        others = [" the quick", generator.choice(varied)[:12]]
+        pieces = generator.choices([*tokens, *others], k=generator.randint(1, 5))
+        between = generator.choices(BETWEEN, k=len(pieces))
+        text = "".join(a + b for a, b in zip(between, pieces, strict=True)) + generator.choice(BETWEEN)
+        texts[text] = None
+    return list(dict.fromkeys([*texts, *varied]))[:count]
+
+
 def training_texts() -> list[str]:
     """Text to train a vocabulary on: Python's documentation, and some of other scripts."""
     return [*(topics.topics[name] for name in sorted(topics.topics)), *HAND_PICKED]

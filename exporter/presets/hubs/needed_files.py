@@ -20,6 +20,7 @@ KERAS_FILES = (
     "metadata.json",
     "task.json",
     "preprocessor.json",
+    "generation_config.json",
     "tokenizer.json",
     "assets/tokenizer/vocabulary.json",
     "assets/tokenizer/merges.txt",

@@ -62,7 +62,11 @@ def test_special_ids(tokenizer: Tokenizer) -> None:
     assert tokenizer.special_token_ids == (0, 1, 2, 3)
     assert Tokenizer.from_files(files(start=0)).start_token_id == 0
     ab = tokenizer.token_to_id("ab")
-    assert Tokenizer.from_files(files(end_token_id=ab)).special_token_ids == (0, 1, 2, 3, ab)
+    found = Tokenizer.from_files(files(end_token_id=ab, pad_token_id=ab, start=ab))
+    assert (found.start_token_id, found.end_token_id, found.pad_token_id) == (ab, ab, ab)
+    # A word that a model's configuration ends or pads with is a word.
+    assert found.special_token_ids == (0, 1, 2, 3)
+    assert found.decode([ab, 2, ab], skip_special_tokens=True) == "abab"
 
 
 def test_an_added_token_is_spelled_even_in_letters_of_the_alphabet(tokenizer: Tokenizer) -> None:
