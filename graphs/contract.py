@@ -12,6 +12,8 @@ import enum
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 
+from graphs.listing import listed
+
 INPUT_IDS = "input_ids"
 LOGITS = "logits"
 HIDDEN_STATES = "hidden_states"
@@ -185,7 +187,9 @@ class ModelConfig:
         needed = {field.name for field in fields(cls) if field.default is MISSING}
         surplus, missing = sorted(set(values) - known), sorted(needed - set(values))
         if surplus or missing:
-            raise ValueError(f"model configuration: unknown names {surplus}, missing {missing}")
+            unknown = listed([repr(name) for name in surplus])
+            lacking = listed([repr(name) for name in missing], most=len(needed))
+            raise ValueError(f"model configuration: unknown names [{unknown}], missing [{lacking}]")
         return cls(**values)  # type: ignore[arg-type]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from graphs.contract import CACHE_BYTES, ModelConfig, Phase, Revision
+from graphs.listing import listed
 from graphs.plain_files import hash_file, is_plain, read_plain
 from graphs.sealed_json import SEAL, SealError, check_seal, seal, unseal
 
@@ -239,7 +240,7 @@ def read_manifest(folder: Path) -> Manifest:
 def _parse(values: dict[str, Any]) -> Manifest:
     surplus = sorted(set(values) - {field.name for field in fields(Manifest)} - {"format", SEAL})
     if surplus:
-        raise ManifestError(f"unknown names {surplus}")
+        raise ManifestError(f"unknown names [{listed([repr(name) for name in surplus])}]")
     for name, allowed in (
         ("precision", PRECISIONS),
         ("target", TARGETS),
@@ -279,7 +280,7 @@ def _parse(values: dict[str, Any]) -> Manifest:
     )
     names = [entry.name for entry in manifest.files]
     if len(set(names)) != len(names):
-        raise ManifestError(f"files are named twice: {names}")
+        raise ManifestError(f"files are named twice: {listed(names)}")
     _check_sizes(manifest)
     return manifest
 

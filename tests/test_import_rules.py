@@ -12,7 +12,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 PACKAGES = ("bench", "exporter", "graphs", "runtime", "tests")
 USERS_OF_ONNXRUNTIME = ["runtime/onnx_runtime.py"]
-LIGHT = ("contract", "manifest", "operators", "plain_files", "sealed_json", "strict_json")
+LIGHT = ("contract", "listing", "manifest", "operators", "plain_files", "sealed_json", "strict_json")
 LIGHT_GRAPHS = ("graphs/__init__.py", *(f"graphs/{name}.py" for name in LIGHT))
 LIGHT_MODULES = tuple(f"graphs.{name}" for name in LIGHT)
 

@@ -1,1 +1,1 @@
-"""LoRA adapters, as `peft`, keras-hub and this project write them: read, and merged as weights stream."""
+"""LoRA adapters of `peft`, keras-hub and this project: read, and merged as weights stream."""

@@ -1,15 +1,15 @@
 """What an adapter does to a weight, and weights with that done to them as they are read.
 
-A weight is a matrix [rows, columns], or a vector, of the Keras model; an edit concerns some of its columns,
-since query, key and value are parts of one weight. Nothing is kept but the tensors of the weight that is
-being read, in float32.
+A weight is a matrix [rows, columns], or a vector, of the Keras model; an edit concerns some of its
+columns, since query, key and value are parts of one weight. Nothing is kept but the tensors of the
+weight that is being read, in float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
@@ -21,7 +21,8 @@ from exporter.weights import WeightSource
 
 Blocks = Callable[[], Iterator[np.ndarray]]  # of the weight before the edit, again at each call
 Change = Callable[[np.ndarray, int], None]  # alters rows in place, given the first one's number
-ALL = slice(None)
+Columns: TypeAlias = tuple[int, int]  # first, and behind the last
+ALL: Columns = (0, 2**62)
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,13 @@ class Replace:
     """Other values in place of some columns: biases, and modules that were trained whole."""
 
     values: AdapterTensor
-    columns: slice = ALL
+    columns: Columns = ALL
 
     def begin(self, blocks: Blocks) -> Change:
         read = self.values.rows()
 
         def change(rows: np.ndarray, start: int) -> None:
-            rows[:, self.columns] = read(start, start + len(rows))
+            rows[:, slice(*self.columns)] = read(start, start + len(rows))
 
         return change
 
@@ -87,11 +88,11 @@ class ReplaceVector:
     """Other values in place of a part of a vector, which is one row."""
 
     values: AdapterTensor
-    columns: slice = ALL
+    columns: Columns = ALL
 
     def begin(self, blocks: Blocks) -> Change:
         def change(rows: np.ndarray, start: int) -> None:
-            rows[0, self.columns] = self.values.whole()
+            rows[0, slice(*self.columns)] = self.values.whole()
 
         return change
 
@@ -119,11 +120,11 @@ class AddVector:
 
     values: AdapterTensor
     scale: float
-    columns: slice = ALL
+    columns: Columns = ALL
 
     def begin(self, blocks: Blocks) -> Change:
         def change(rows: np.ndarray, start: int) -> None:
-            rows[0, self.columns] += np.float32(self.scale) * self.values.whole()
+            rows[0, slice(*self.columns)] += np.float32(self.scale) * self.values.whole()
 
         return change
 
@@ -145,7 +146,7 @@ class AddLowRank:
     a: AdapterTensor
     b: AdapterTensor
     scale: float
-    columns: slice = ALL
+    columns: Columns = ALL
     magnitude: AdapterTensor | None = None
     by_row: bool = False
 
@@ -153,7 +154,7 @@ class AddLowRank:
         a, b = self.a.whole(), self.b.whole()
 
         def add(rows: np.ndarray, start: int) -> None:
-            rows[:, self.columns] += np.float32(self.scale) * (a[start : start + len(rows)] @ b)
+            rows[:, slice(*self.columns)] += np.float32(self.scale) * (a[start : start + len(rows)] @ b)
 
         return add if self.magnitude is None else self._with_magnitude(add, blocks)
 
@@ -165,13 +166,13 @@ class AddLowRank:
             squares, start = np.zeros(len(magnitude)), 0
             for rows in blocks():
                 add(rows, start)
-                squares += np.square(rows[:, self.columns]).sum(axis=0, dtype=np.float64)
+                squares += np.square(rows[:, slice(*self.columns)]).sum(axis=0, dtype=np.float64)
                 start += len(rows)
             factor = magnitude / np.sqrt(squares).astype(np.float32)
 
         def change(rows: np.ndarray, start: int) -> None:
             add(rows, start)
-            part = rows[:, self.columns]
+            part = rows[:, slice(*self.columns)]
             if factor is None:
                 wanted = magnitude[start : start + len(rows), None]
                 part *= wanted / np.linalg.norm(part, axis=1, keepdims=True)
@@ -190,6 +191,7 @@ class EditedWeights:
         shapes: of every weight of the edited model. It has another number of tokens where tables were
             replaced, and a head of its own where only one of two tied tables was edited.
         origin: what errors call the adapters.
+        readers: of the adapters' files, closed with the source.
     """
 
     def __init__(
@@ -198,8 +200,10 @@ class EditedWeights:
         edits: Mapping[str, tuple[Edit, ...]],
         shapes: dict[str, tuple[int, ...]],
         origin: str,
+        readers: Sequence[TensorReader],
     ) -> None:
-        self._source, self._edits, self._shapes, self._origin = source, edits, shapes, origin
+        self._source, self._edits, self._shapes = source, edits, shapes
+        self._origin, self._readers = origin, readers
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -249,5 +253,7 @@ class EditedWeights:
         return TOKEN_TABLE if tied else name
 
     def close(self) -> None:
-        """Closes the other source."""
+        """Closes the other source and the adapters' files."""
         self._source.close()
+        for reader in self._readers:
+            reader.close()

@@ -1,8 +1,8 @@
 """Regular expressions over module names, for configurations that a stranger wrote.
 
-Python's `re` can take hours for a short pattern that was made for it. What configurations of `peft` need is
-little, so it is matched here by the set of places that a match may have come to: each part of the pattern
-looks at each place once. What is not known is refused.
+Python's `re` can take hours for a short pattern that was made for it. What configurations of `peft`
+need is little, so it is matched here by the set of places that a match may have come to: each part of
+the pattern looks at each place once. What is not known is refused.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def fullmatch(pattern: str, name: str) -> bool:
 
 
 def matches_end(pattern: str, name: str) -> bool:
-    """Whether a pattern matches a name, or what follows one of its dots, as `peft` reads its patterns."""
+    """Whether a pattern matches a name, or what follows one of its dots, as in `peft`."""
     return fullmatch(rf"(.*\.)?({pattern})$", name)
 
 

@@ -1,7 +1,7 @@
-"""`adapter_config.json` of `peft` (https://github.com/huggingface/peft): what of it decides the weights.
+"""`adapter_config.json` of `peft` (https://github.com/huggingface/peft): what decides the weights.
 
-A setting that would make other weights than LoRA's own rules do is refused by its name; so is one that is
-not known here, unless it is off.
+A setting that would make other weights than LoRA's own rules do is refused by its name; so is one that
+is not known here, unless it is off.
 """
 
 from __future__ import annotations
@@ -133,25 +133,31 @@ def _parse(values: dict[str, Any]) -> PeftConfig:
     if kind != "LORA":
         raise ValueError(f"an adapter of peft's kind {kind!r:.100} is not read; LORA is")
     if values.get("task_type") not in LANGUAGE_TASKS:
-        raise ValueError(f"task_type is {values['task_type']!r:.100}, no language model's; CAUSAL_LM is")
+        raise ValueError(
+            f"task_type is {values['task_type']!r:.100}, no language model's; CAUSAL_LM is"
+        )
     beginning = values.get("init_lora_weights", True)
     if not any(beginning is known or beginning == known for known in PLAIN_BEGINNINGS):
         raise ValueError(
-            f"init_lora_weights is {beginning!r:.100}, which changes the base's weights; save the adapter "
-            "with save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+            f"init_lora_weights is {beginning!r:.100}, which changes the base's weights; save the "
+            "adapter with save_pretrained(..., path_initial_model_for_weight_conversion=...)"
         )
     targets = _names(values, "target_modules", DEFAULT_TARGETS)
     tokens = values.get("trainable_token_indices")
     if isinstance(tokens, dict) and len(tokens) == 1:
         ((name, tokens),) = tokens.items()
         if not "model.decoder.embed_tokens".endswith(name):
-            raise ValueError(f"trainable_token_indices are of {name!r:.100}, and only embed_tokens' are read")
+            raise ValueError(
+                f"trainable_token_indices are of {name!r:.100}, and only embed_tokens' are read"
+            )
     layers = values.get("layers_to_transform")
     config = PeftConfig(
         base=_text(values, "base_model_name_or_path"),
         revision=_text(values, "revision"),
         alpha=_number("lora_alpha", values.get("lora_alpha", 8)),
-        alpha_patterns={p: _number(f"alpha_pattern[{p!r:.100}]", a) for p, a in _mapping(values, "alpha_pattern")},
+        alpha_patterns={
+            p: _number(f"alpha_pattern[{p!r:.100}]", a) for p, a in _mapping(values, "alpha_pattern")
+        },
         rank_scaled=_flag(values, "use_rslora"),
         dora=_flag(values, "use_dora"),
         targets=targets,
@@ -199,16 +205,20 @@ def _mapping(values: Mapping[str, Any], name: str) -> list[tuple[str, Any]]:
     return list(value.items())
 
 
-def _names(
-    values: Mapping[str, Any], name: str, default: tuple[str, ...]
-) -> str | tuple[str, ...]:
+def _names(values: Mapping[str, Any], name: str, default: tuple[str, ...]) -> str | tuple[str, ...]:
     value = values.get(name)
     if value is None:
         return default
     if isinstance(value, str):
         return value
-    if not isinstance(value, list) or len(value) > MAX_NAMES or not all(isinstance(n, str) for n in value):
-        raise ValueError(f"{name} must be text or a list of at most {MAX_NAMES} names, got {value!r:.100}")
+    if (
+        not isinstance(value, list)
+        or len(value) > MAX_NAMES
+        or not all(isinstance(n, str) for n in value)
+    ):
+        raise ValueError(
+            f"{name} must be text or a list of at most {MAX_NAMES} names, got {value!r:.100}"
+        )
     return tuple(value)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoints.formats import HUGGING_FACE, KERAS_PRESET
 from exporter.checkpoints.readers import TensorReader, open_checkpoint
@@ -20,6 +20,9 @@ from exporter.presets.tokenizer_files import (
     keras_tokenizer_options,
 )
 from graphs.contract import MAX_SIZES, ModelConfig
+
+if TYPE_CHECKING:
+    from exporter.adapters.adapter import Adapter
 
 KERAS_CLASSES = ("keras_hub>OPTBackbone", "keras_nlp>OPTBackbone", "opt_onnx>OPTBackbone")
 DEFAULT_SEQUENCE_LENGTH = 1024  # Keras's, also of presets from before preprocessor.json
@@ -55,6 +58,8 @@ class PresetFolder(TextFolder):
         dropout: dropout rate for training.
         dtype: Keras dtype name of computations and weights.
         model_options: name and trainability of the backbone, where the preset says.
+        adapters: what is merged into the weights.
+        base_config: sizes of the weight files, where adapters change those of the model.
     """
 
     format: str
@@ -62,9 +67,13 @@ class PresetFolder(TextFolder):
     dropout: float
     dtype: str
     model_options: Mapping[str, Any] = field(default_factory=dict)
+    adapters: tuple[Adapter, ...] = ()
+    base_config: ModelConfig | None = None
 
     def open_weights(self) -> tuple[TensorReader, list[BoundTarget]]:
         """Opens the weight files and fits them to the configuration; close the reader after use.
+
+        Adapters are not merged; see `exporter.presets.adapted.merged`.
 
         Raises:
             CheckpointError: if they are missing, truncated or do not fit.
@@ -72,7 +81,8 @@ class PresetFolder(TextFolder):
         weight_map: WeightMap = KERAS_PRESET if self.format == "keras" else HUGGING_FACE
         reader = open_checkpoint(self.folder, self.format)
         try:
-            return reader, bind_checkpoint(weight_map, self.config, reader, str(self.folder))
+            config = self.base_config or self.config
+            return reader, bind_checkpoint(weight_map, config, reader, str(self.folder))
         except BaseException:
             reader.close()
             raise

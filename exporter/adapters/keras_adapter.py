@@ -1,0 +1,143 @@
+"""Adapters in `.lora.h5` files, as `save_lora_weights` of this project and keras-hub writes them.
+
+keras-hub writes the pairs of a layer under its number among all layers that have weights, and no names.
+Of an OPT backbone these numbers are the same in each of its layers: so they are read.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from exporter.adapters.adapter import Adapter
+from exporter.adapters.edits import ALL, AdapterTensor, AddLowRank, Columns, Edit
+from exporter.checkpoints.h5_file import H5Reader
+from exporter.checkpoints.readers import TensorReader, check_floats
+from exporter.errors import CheckpointError
+from exporter.foreign_files import find_file
+from exporter.opt import lora_file
+from exporter.opt.lora import QKV_PARTS, TARGETS, pair_name
+from graphs.contract import ModelConfig
+from graphs.listing import listed
+
+# In keras-hub's numbering: three layers before the first decoder layer, ten of each.
+FIRST_LAYER, LAYER_STEP = 3, 10
+HUB_NUMBERS = {
+    2: "feedforward_output_dense",
+    3: "feedforward_intermediate_dense",
+    6: "attention_output",
+    7: "value",
+    8: "key",
+    9: "query",
+}
+HUB_SIDES = ("lora_kernel_a", "lora_kernel_b")
+
+
+def read_keras_adapter(path: Path, origin: str, config: ModelConfig) -> Adapter:
+    """Opens an adapter file for a base model.
+
+    Args:
+        path: of the file, which ends in `.lora.h5`.
+        origin: what errors and summaries call it.
+        config: of the base model.
+
+    Raises:
+        CheckpointError: if it is no adapter, is damaged, or does not fit the base.
+    """
+    if find_file(path.parent, path.name, CheckpointError) is None:
+        raise CheckpointError(f"there is no adapter {origin}")
+    reader = H5Reader(path)
+    try:
+        if any(name.startswith("lora/") for name in reader.shapes):
+            return _read_hub(reader, origin, config)
+        return _read_own(reader, path, origin, config)
+    except BaseException:
+        reader.close()
+        raise
+
+
+def _read_own(reader: H5Reader, path: Path, origin: str, config: ModelConfig) -> Adapter:
+    settings = lora_file.read_settings(reader, path)
+    pairs = {}
+    for layer in range(config.num_layers):
+        for target in settings.targets:
+            dense, part = TARGETS[target]
+            kernel = f"transformer_layer_{layer}/{dense}/kernel"
+            pairs[layer, target] = [pair_name(kernel, part, side) for side in "ab"]
+    scale = settings.alpha / settings.rank
+    return _adapter(reader, origin, config, "this project", pairs, scale)
+
+
+def _read_hub(reader: H5Reader, origin: str, config: ModelConfig) -> Adapter:
+    pairs: dict[tuple[int, str], list[str]] = {}
+    unknown = []
+    for name in sorted(reader.shapes):
+        match name.split("/"):
+            case ["lora", "rank"]:
+                continue
+            case ["lora", number, side] if number.isdecimal() and len(number) < 6 and side in HUB_SIDES:
+                layer, place = divmod(int(number) - FIRST_LAYER, LAYER_STEP)
+                if place in HUB_NUMBERS and 0 <= layer < config.num_layers:
+                    group = f"lora/{number}"
+                    pairs[layer, HUB_NUMBERS[place]] = [f"{group}/{side}" for side in HUB_SIDES]
+                    continue
+        unknown.append(name)
+    if unknown:
+        raise CheckpointError(
+            f"the adapter {origin} has {listed(unknown)}, which are of no projection of an OPT model "
+            f"of {config.num_layers} layers as keras-hub numbers them; give the base that it was "
+            "trained on"
+        )
+    return _adapter(reader, origin, config, "keras-hub", pairs, 1.0)  # its alpha is the rank
+
+
+def _adapter(
+    reader: TensorReader,
+    origin: str,
+    config: ModelConfig,
+    kind: str,
+    pairs: dict[tuple[int, str], list[str]],
+    scale: float,
+) -> Adapter:
+    """The edits of pairs, each A and B, by layer and name of the projection."""
+    shapes = reader.shapes
+    names = {name for pair in pairs.values() for name in pair}
+    missing, surplus = sorted(names - set(shapes)), sorted(set(shapes) - names - {"lora/rank"})
+    if missing or surplus or not pairs:
+        what = f"lacks {listed(missing)}" if missing else f"has {listed(surplus) or 'no pairs'}"
+        raise CheckpointError(
+            f"the adapter {origin} does not fit a base model of {config.num_layers} layers: it {what}"
+        )
+    edits: dict[str, tuple[Edit, ...]] = {}
+    for (layer, target), pair in pairs.items():
+        dense, part = TARGETS[target]
+        rows, columns = _sizes(config, dense)
+        found = [(math.prod(shapes[name][:-1]), shapes[name][-1]) for name in pair if shapes[name]]
+        rank = found[0][1] if found else 0
+        for name, size, wanted in zip(pair, found, ((rows, rank), (rank, columns)), strict=True):
+            if size != wanted or not rank:
+                raise CheckpointError(
+                    f"the adapter {origin} does not fit the base model: {name} is {shapes[name]}, and "
+                    f"a pair for {target} is [{rows}, rank] and [rank, {columns}]; give the base that "
+                    "it was trained on"
+                )
+            check_floats(reader, name)
+        a, b = (AdapterTensor(reader, n, shape=s) for n, s in zip(pair, found, strict=True))
+        kernel = f"transformer_layer_{layer}/{dense}/kernel"
+        edit = AddLowRank(a, b, scale, _columns(config, target, part))
+        edits[kernel] = (*edits.get(kernel, ()), edit)
+    return Adapter(origin, kind, reader, edits)
+
+
+def _sizes(config: ModelConfig, dense: str) -> tuple[int, int]:
+    """Inputs and outputs of a projection."""
+    wide, narrow = config.intermediate_dim, config.hidden_dim
+    return {"intermediate": (narrow, wide), "output": (wide, narrow)}.get(dense, (narrow, narrow))
+
+
+def _columns(config: ModelConfig, target: str, part: str) -> Columns:
+    """Which columns of its kernel a projection has."""
+    if target not in QKV_PARTS:
+        return ALL
+    start = QKV_PARTS.index(part) * config.hidden_dim
+    return start, start + config.hidden_dim
