@@ -30,6 +30,7 @@ HUB_NUMBERS = {
     8: "key",
     9: "query",
 }
+HUB_RANK = "lora/vars/rank"
 HUB_SIDES = ("lora_kernel_a", "lora_kernel_b")
 
 
@@ -71,14 +72,14 @@ def _read_own(reader: H5Reader, path: Path, origin: str, config: ModelConfig) ->
 def _read_hub(reader: H5Reader, origin: str, config: ModelConfig) -> Adapter:
     pairs: dict[tuple[int, str], list[str]] = {}
     unknown = []
-    for name in sorted(reader.shapes):
+    for name in sorted(set(reader.shapes) - {HUB_RANK}):
         match name.split("/"):
-            case ["lora", "rank"]:
-                continue
-            case ["lora", number, side] if number.isdecimal() and len(number) < 6 and side in HUB_SIDES:
+            case ["lora", number, "vars", side] if (
+                number.isdecimal() and len(number) < 6 and side in HUB_SIDES
+            ):
                 layer, place = divmod(int(number) - FIRST_LAYER, LAYER_STEP)
                 if place in HUB_NUMBERS and 0 <= layer < config.num_layers:
-                    group = f"lora/{number}"
+                    group = f"lora/{number}/vars"
                     pairs[layer, HUB_NUMBERS[place]] = [f"{group}/{side}" for side in HUB_SIDES]
                     continue
         unknown.append(name)
@@ -102,7 +103,7 @@ def _adapter(
     """The edits of pairs, each A and B, by layer and name of the projection."""
     shapes = reader.shapes
     names = {name for pair in pairs.values() for name in pair}
-    missing, surplus = sorted(names - set(shapes)), sorted(set(shapes) - names - {"lora/rank"})
+    missing, surplus = sorted(names - set(shapes)), sorted(set(shapes) - names - {HUB_RANK})
     if missing or surplus or not pairs:
         what = f"lacks {listed(missing)}" if missing else f"has {listed(surplus) or 'no pairs'}"
         raise CheckpointError(
