@@ -19,10 +19,10 @@ from exporter.checkpoints.weight_map import BLOCK_BYTES
 from exporter.weight_names import HEAD_TABLE, TOKEN_TABLE
 from exporter.weights import WeightSource
 
+Columns: TypeAlias = tuple[int, int]  # the first, and the one behind the last
+ALL: Columns = (0, 2**62)
 Blocks = Callable[[], Iterator[np.ndarray]]  # of the weight before the edit, again at each call
 Change = Callable[[np.ndarray, int], None]  # alters rows in place, given the first one's number
-Columns: TypeAlias = tuple[int, int]  # first, and behind the last
-ALL: Columns = (0, 2**62)
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class AdapterTensor:
         transpose: stored as [columns, rows].
         skip_rows: leading rows that the model does not have.
         shape: to read it as, before it is transposed; by default as it is stored.
+        columns: which of its columns are meant.
     """
 
     reader: TensorReader
@@ -42,12 +43,14 @@ class AdapterTensor:
     transpose: bool = False
     skip_rows: int = 0
     shape: tuple[int, ...] | None = None
+    columns: Columns = ALL
 
     def whole(self) -> np.ndarray:
         """All values, float32."""
         values = np.asarray(self.reader.read(self.name), np.float32)
         values = values if self.shape is None else values.reshape(self.shape)
-        return (values.T if self.transpose else values)[self.skip_rows :]
+        values = values.T if self.transpose else values
+        return values[self.skip_rows :, slice(*self.columns)] if values.ndim > 1 else values
 
     def rows(self) -> Callable[[int, int], np.ndarray]:
         """Gives rows `start` to `stop`, float32; a table is read as they are asked for."""

@@ -6,7 +6,6 @@ Of an OPT backbone these numbers are the same in each of its layers: so they are
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 from exporter.adapters.adapter import Adapter
@@ -30,6 +29,7 @@ HUB_NUMBERS = {
     8: "key",
     9: "query",
 }
+HUB = "keras-hub"
 HUB_RANK = "lora/vars/rank"
 HUB_SIDES = ("lora_kernel_a", "lora_kernel_b")
 
@@ -51,14 +51,17 @@ def read_keras_adapter(path: Path, origin: str, config: ModelConfig) -> Adapter:
     try:
         if any(name.startswith("lora/") for name in reader.shapes):
             return _read_hub(reader, origin, config)
-        return _read_own(reader, path, origin, config)
+        return _read_own(reader, origin, config)
     except BaseException:
         reader.close()
         raise
 
 
-def _read_own(reader: H5Reader, path: Path, origin: str, config: ModelConfig) -> Adapter:
-    settings = lora_file.read_settings(reader, path)
+def _read_own(reader: H5Reader, origin: str, config: ModelConfig) -> Adapter:
+    try:
+        settings = lora_file.read_settings(reader)
+    except CheckpointError as error:
+        raise CheckpointError(f"{origin} is no LoRA adapter or is damaged: {error}") from None
     pairs = {}
     for layer in range(config.num_layers):
         for target in settings.targets:
@@ -89,7 +92,7 @@ def _read_hub(reader: H5Reader, origin: str, config: ModelConfig) -> Adapter:
             f"of {config.num_layers} layers as keras-hub numbers them; give the base that it was "
             "trained on"
         )
-    return _adapter(reader, origin, config, "keras-hub", pairs, 1.0)  # its alpha is the rank
+    return _adapter(reader, origin, config, HUB, pairs, 1.0)  # its alpha is the rank
 
 
 def _adapter(
@@ -112,21 +115,32 @@ def _adapter(
     edits: dict[str, tuple[Edit, ...]] = {}
     for (layer, target), pair in pairs.items():
         dense, part = TARGETS[target]
+        heads = config.num_heads if kind == HUB and target in QKV_PARTS else 1
+        rank = shapes[pair[0]][-1] if shapes[pair[0]] else 0
         rows, columns = _sizes(config, dense)
-        found = [(math.prod(shapes[name][:-1]), shapes[name][-1]) for name in pair if shapes[name]]
-        rank = found[0][1] if found else 0
-        for name, size, wanted in zip(pair, found, ((rows, rank), (rank, columns)), strict=True):
-            if size != wanted or not rank:
+        stored = _shapes(config, kind, target, rows, columns, rank)
+        for name, wanted in zip(pair, stored, strict=True):
+            if shapes[name] != wanted or not rank:
                 raise CheckpointError(
-                    f"the adapter {origin} does not fit the base model: {name} is {shapes[name]}, and "
-                    f"a pair for {target} is [{rows}, rank] and [rank, {columns}]; give the base that "
-                    "it was trained on"
+                    f"the adapter {origin} does not fit the base model: {name} is {shapes[name]}, and of "
+                    f"{target} it must be {wanted}; give the base that it was trained on"
                 )
             check_floats(reader, name)
-        a, b = (AdapterTensor(reader, n, shape=s) for n, s in zip(pair, found, strict=True))
         kernel = f"transformer_layer_{layer}/{dense}/kernel"
-        edit = AddLowRank(a, b, scale, _columns(config, target, part))
-        edits[kernel] = (*edits.get(kernel, ()), edit)
+        edits[kernel] = edits.get(kernel, ()) + tuple(
+            AddLowRank(
+                AdapterTensor(
+                    reader,
+                    pair[0],
+                    shape=(rows, heads * rank),
+                    columns=(head * rank, (head + 1) * rank),
+                ),
+                AdapterTensor(reader, pair[1]),
+                scale,
+                _columns(config, target, part, head, heads),
+            )
+            for head in range(heads)
+        )
     return Adapter(origin, kind, reader, edits)
 
 
@@ -136,9 +150,23 @@ def _sizes(config: ModelConfig, dense: str) -> tuple[int, int]:
     return {"intermediate": (narrow, wide), "output": (wide, narrow)}.get(dense, (narrow, narrow))
 
 
-def _columns(config: ModelConfig, target: str, part: str) -> Columns:
-    """Which columns of its kernel a projection has."""
+def _shapes(
+    config: ModelConfig, kind: str, target: str, rows: int, columns: int, rank: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What A and B of a projection are stored as. keras-hub's attention has axes for the heads, and its
+    A for query, key and value has pairs of its own for each head, of which all have one B."""
+    heads = (config.num_heads, config.head_dim)
+    if kind == HUB and target in QKV_PARTS:
+        return (rows, heads[0], rank), (rank, heads[1])
+    if kind == HUB and target == "attention_output":
+        return (*heads, rank), (rank, columns)
+    return (rows, rank), (rank, columns)
+
+
+def _columns(config: ModelConfig, target: str, part: str, head: int, heads: int) -> Columns:
+    """Which columns of its kernel a projection has, or one of its heads."""
     if target not in QKV_PARTS:
         return ALL
-    start = QKV_PARTS.index(part) * config.hidden_dim
-    return start, start + config.hidden_dim
+    width = config.hidden_dim // heads
+    start = QKV_PARTS.index(part) * config.hidden_dim + head * width
+    return start, start + width

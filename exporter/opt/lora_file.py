@@ -56,14 +56,12 @@ def read(path: Path) -> tuple[LoRA, dict[str, np.ndarray]]:
         raise FileNotFoundError(f"there is no adapter {path}; save_lora_weights() writes one")
     try:
         with contextlib.closing(H5Reader(path)) as reader:
-            lora = read_settings(reader, path)
-            values = {name: reader.read(name) for name in reader.shapes}
-    except OSError as error:
+            return read_settings(reader), {name: reader.read(name) for name in reader.shapes}
+    except (CheckpointError, OSError) as error:
         raise CheckpointError(f"{path} is no LoRA adapter or is damaged: {error}") from None
-    return lora, values
 
 
-def read_settings(reader: H5Reader, path: Path) -> LoRA:
+def read_settings(reader: H5Reader) -> LoRA:
     """An adapter's settings alone.
 
     Raises:
@@ -80,7 +78,7 @@ def read_settings(reader: H5Reader, path: Path) -> LoRA:
             int(settings["rank"]), float(settings["alpha"]), [str(t) for t in settings["targets"]]
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise CheckpointError(f"{path} is no LoRA adapter or is damaged: {error}") from None
+        raise CheckpointError(f"its settings are not valid: {error}") from None
 
 
 def check_fit(

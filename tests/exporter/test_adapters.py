@@ -18,7 +18,7 @@ from exporter.presets import adapted
 from exporter.presets.adapted import merged, open_preset
 from exporter.weights import CheckpointWeights, read_weight
 from tests.exporter.adapter_folders import FC1, PREFIX, Q0, pair, write_peft
-from tests.exporter.conftest import randomize_keras, write_hf_weights
+from tests.exporter.conftest import write_hf_weights
 from tests.exporter.export_helpers import fails, run
 
 QKV = "transformer_layer_0/attention/qkv/kernel"
@@ -138,12 +138,19 @@ def test_our_own_file_is_merged_as_the_model_that_wrote_it(build_model, toy_pres
 
 
 @pytest.mark.reference
-@pytest.mark.parametrize("targets", [None, ["query", "key", "value", "attention_output"], ["value"]])
+@pytest.mark.parametrize(
+    "targets",
+    [None, ["query", "key", "attention_output", "feedforward_output_dense"], ["value"]],
+    ids=["default", "many", "one"],
+)
 def test_a_file_of_keras_hub_is_merged_as_its_model(build_hub_model, tmp_path, targets):
     model = build_hub_model(seed=4)
     model.save_to_preset(str(tmp_path / "base"))
     model.backbone.enable_lora(3, *([] if targets is None else [targets]))
-    randomize_keras(type("", (), {"weights": model.backbone.trainable_variables})())
+    generator = np.random.default_rng(0)
+    for variable in model.backbone.trainable_variables:
+        if "lora_kernel" in variable.path:  # the file has no more, though biases learn too
+            variable.assign(generator.normal(0, 0.2, variable.shape))
     model.backbone.save_lora_weights(str(tmp_path / "a.lora.h5"))
     opened = open_preset(tmp_path / "base", [tmp_path / "a.lora.h5"])
     assert opened.adapters[0].kind == "keras-hub"
@@ -174,7 +181,7 @@ def test_a_keras_hub_file_of_another_model_is_refused(toy_preset, tmp_path):
     )
     assert "lacks lora/12/vars/lora_kernel_b" in refusal(_12__lora_kernel_a=a)
     found = refusal(_12__lora_kernel_a=(64, 4, 2), _12__lora_kernel_b=b)
-    assert "lora/12/vars/lora_kernel_a is (64, 4, 2), and a pair for query is [32, rank]" in found
+    assert "lora_kernel_a is (64, 4, 2), and of query it must be (32, 4, 2)" in found
     assert "has no pairs" in refusal()
 
 
@@ -317,9 +324,10 @@ def tensor(name, *shape, dtype="float32"):
     return {name: np.ones(shape, dtype)}
 
 
+ROWS = f"{PREFIX}embed_tokens.token_adapter.trainable_tokens_delta"
 A, B = f"{Q0}.lora_A.weight", f"{Q0}.lora_B.weight"
 REFUSED_TENSORS = [
-    (pair(inputs=48), f"does not fit the base model: '{A}' is (2, 48), expected (2, 32); give the base"),
+    (pair(inputs=48), f"does not fit the base model: '{A}' is (2, 48), expected (2, 32)"),
     (pair(outputs=48), f"'{B}' is (48, 2), expected (32, 2)"),
     (pair() | tensor(B, 32, 3), f"'{B}' is (32, 3), expected (32, 2)"),
     (pair() | tensor(A, 2), f"'{A}' is (2,), expected (2, 32)"),
@@ -329,13 +337,14 @@ REFUSED_TENSORS = [
     ({}, "has no tensors"),
     (pair() | tensor(f"{Q0}.lora_magnitude_vector", 32), "use_dora=False, and for"),
     (pair() | tensor(f"{Q0}.lora_B.bias", 31), "is (31,), expected (32,)"),
-    (pair() | tensor("base_model.model.score.weight", 2, 32), "score.weight', which is no weight of the base"),
+    (pair() | tensor("base_model.model.score.weight", 2, 32), "', which is no weight of the base"),
     (pair() | tensor("base_model.model.prompt_embeddings", 2, 32), "which is no weight of the base"),
     (pair() | tensor(f"{PREFIX}layers.0.fc1.bias", 8), "is (8,), expected (64,)"),
-    (pair(f"{PREFIX}layers.7.fc1", 32, 64), "has pairs for model.decoder.layers.7.fc1, of which the base"),
+    (pair(f"{PREFIX}layers.7.fc1", 32, 64), "has pairs for model.decoder.layers.7.fc1, of which"),
     (pair(f"{PREFIX}final_layer_norm"), "has pairs for model.decoder.final_layer_norm, of which"),
-    (pair() | tensor(f"{PREFIX}embed_tokens.token_adapter.trainable_tokens_delta", 2, 32), "names no rows"),
-    (pair() | {name.replace("base_model.model.", ""): v for name, v in pair().items()}, "twice, as"),
+    (pair() | tensor(ROWS, 2, 32), "names no rows"),
+    (pair() | {name.removeprefix("base_model."): v for name, v in pair().items()}, "of which the"),
+    (pair() | {name.removeprefix("base_model.model."): v for name, v in pair().items()}, "twice, as"),
 ]  # fmt: skip
 
 
@@ -363,7 +372,9 @@ def test_many_names_are_cut(plain_hf_folder, folder):
 
 def test_values_that_are_no_numbers_are_told_with_the_adapter(plain_hf_folder, folder):
     write_peft(folder, pair() | {A: np.full((2, 32), np.nan, "float32")})
-    with pytest.raises(CheckpointError, match="attention/qkv/kernel with .*adapter merged into it has"):
+    with pytest.raises(
+        CheckpointError, match=r"attention/qkv/kernel with .*adapter merged into it has"
+    ):
         weights(plain_hf_folder, [folder])
 
 
@@ -426,8 +437,8 @@ def test_the_command_merges_and_says_so(toy_preset, folder, tmp_path):
     assert f"Base         {toy_preset}\nAdapter      {place} (peft), weight 0.5\n" in out
     line = fails(*arguments, "--adapter-weight", "1", "--adapter-weight", "2", "--force")
     assert line == (
-        "--adapter-weight is given 2 times for 1 adapters; give one for each --adapter, in their order, "
-        "or none"
+        "--adapter-weight is given 2 times for 1 adapters; give one for each --adapter, in their "
+        "order, or none"
     )
 
 
