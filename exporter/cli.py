@@ -26,6 +26,7 @@ examples:
   opt-export --preset opt_2.7b_en --target cuda --precision fp16
   opt-export --preset hf://facebook/opt-125m --output models/opt_125m
   opt-export --preset path/to/folder --output bundle --force
+  opt-export --preset hf://facebook/opt-125m --adapter path/to/lora --adapter-weight 0.5
   opt-export --check models/opt_125m
 Then: opt-generate opt_tiny_en "The import statement"
 """
@@ -87,6 +88,22 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="folder with a tokenizer's files, as Keras or Hugging Face writes them, to be used in "
         "place of the preset's own (default: the preset's, if it has one)",
+    )
+    parser.add_argument(
+        "--adapter",
+        metavar="FOLDER|FILE|HANDLE",
+        action="append",
+        help="LoRA adapter to merge into the weights: a folder that peft saved, its hf:// handle, or a "
+        ".lora.h5 file; may be given several times. A preset that is an adapter of peft itself is "
+        "merged into the base that it names",
+    )
+    parser.add_argument(
+        "--adapter-weight",
+        metavar="NUMBER",
+        action="append",
+        type=float,
+        help="what an adapter is scaled by before it is added, once for each --adapter in their order; "
+        "the sum is that of peft's add_weighted_adapter with combination_type='cat' (default: 1)",
     )
     parser.add_argument("--force", action="store_true", help="replace a bundle that is there")
     parser.add_argument(
@@ -171,10 +188,21 @@ def _read_text(path: str) -> str:
         raise ValueError(f"--calibration {path} cannot be read: {error.strerror}") from None
 
 
+def _adapters(options: argparse.Namespace) -> list[tuple[str, float]]:
+    places, weights = options.adapter or [], options.adapter_weight or []
+    if weights and len(weights) != len(places):
+        raise ValueError(
+            f"--adapter-weight is given {len(weights)} times for {len(places)} adapters; give one for "
+            "each --adapter, in their order, or none"
+        )
+    return list(zip(places, weights or [1.0] * len(places), strict=True))
+
+
 def _run(options: argparse.Namespace) -> None:
     if options.quiet:
         os.environ.update(QUIET_CLIENTS)
     calibration = None if options.calibration is None else _read_text(options.calibration)
+    adapters = _adapters(options)
     resolve_preset(options.preset)  # a wrong name is told before TensorFlow is loaded
     # TensorFlow's oneDNN products keep the last weights that they saw: 550 MB at opt_6.7b.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -190,6 +218,7 @@ def _run(options: argparse.Namespace) -> None:
         prefill_precision=options.prefill_precision,
         calibration=calibration,
         tokenizer=options.tokenizer,
+        adapters=adapters,
         force=options.force,
         verify=options.verify,
         progress=Progress(quiet=options.quiet),
@@ -206,6 +235,10 @@ def _run(options: argparse.Namespace) -> None:
         peak = summary.comparison.peak_memory_bytes / 1e6
         verifier = f"; {peak:.0f} MB in the process that tried the bundle"
     print(f"Bundle       {summary.bundle}")
+    if summary.base is not None:
+        print(f"Base         {summary.base}")
+    for adapter in summary.adapters:
+        print(f"Adapter      {adapter}")
     print(f"Size         {summary.size_bytes / 1e6:.1f} MB")
     print(f"Time         {summary.seconds:.1f} s")
     print(f"Peak memory  {summary.peak_memory_bytes / 1e6:.0f} MB{verifier}")

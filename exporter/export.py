@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from exporter.adapters.opening import AdapterChoice
 from exporter.binding import (
     needed_weights,
     plan_weights,
@@ -17,11 +18,13 @@ from exporter.binding import (
 )
 from exporter.bundle_folder import atomic_folder, check_space, check_target
 from exporter.errors import ExportError
+from exporter.export_choices import check_choice, check_choices, check_sizes
 from exporter.model_weights import LiveWeights
 from exporter.opt.causal_lm import CausalLM
 from exporter.opt.tokenizer import OPTTokenizer
-from exporter.presets.folder import PresetFolder, read_preset, read_tokenizer
-from exporter.presets.handles import preset_name, resolve_preset
+from exporter.presets.adapted import merged, open_preset
+from exporter.presets.folder import PresetFolder, read_tokenizer
+from exporter.presets.handles import preset_name
 from exporter.progress import Progress
 from exporter.quantization.calibration import calibration_tokens
 from exporter.quantization.preparation import prepare_weights
@@ -40,9 +43,6 @@ from exporter.weight_names import head_table
 from exporter.weights import CheckpointWeights, CountedWeights, WeightSource, float_bytes
 from graphs.contract import ModelConfig, Phase
 from graphs.manifest import (
-    PRECISIONS,
-    TARGET_PRECISIONS,
-    TARGETS,
     FileEntry,
     GenerationDefaults,
     Manifest,
@@ -51,9 +51,8 @@ from graphs.manifest import (
     target_revision,
 )
 from graphs.passes import expected_counts, rewrite
-from graphs.passes.attention import HEAD_DIM_MULTIPLE
 from graphs.program import Program
-from graphs.quantization import Scheme, block_size, phase_schemes
+from graphs.quantization import Scheme
 from graphs.versions import package_versions
 from runtime import samplers
 from runtime.samplers import Sampler
@@ -78,6 +77,8 @@ class ExportSummary:
         comparison: with Keras's logits; `None` if they were not compared.
         tokenizer: the bundle's, in a line.
         notices: what a user should know of the model's files, a sentence each.
+        base: the folder of the weights that adapters were merged into; `None` without any.
+        adapters: what was merged, a line each.
     """
 
     bundle: Path
@@ -88,6 +89,8 @@ class ExportSummary:
     comparison: LogitsComparison | None
     tokenizer: str
     notices: tuple[str, ...]
+    base: Path | None = None
+    adapters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,8 @@ class _Subject:
     end_token_ids: tuple[int, ...] | None
     notices: tuple[str, ...] = ()
     tokenizer_notices: tuple[str, ...] = ()
+    base: Path | None = None
+    adapters: tuple[str, ...] = ()
 
     @property
     def ends(self) -> tuple[int, ...] | None:
@@ -122,6 +127,7 @@ def export_bundle(
     prefill_precision: str | None = None,
     calibration: str | None = None,
     tokenizer: str | Path | None = None,
+    adapters: Sequence[AdapterChoice] = (),
     force: bool = False,
     verify: str | None = None,
     progress: Progress | None = None,
@@ -144,6 +150,10 @@ def export_bundle(
             words like those the model will read. By default one that comes with the package.
         tokenizer: a folder with a tokenizer's files, as Keras or Hugging Face writes them, to be used
             in place of the model's own.
+        adapters: LoRA adapters to merge into a preset's weights: folders that `peft` saved, their `hf://`
+            handles, or `.lora.h5` files; each alone or with a weight, `("folder", 0.5)`. Their products
+            are added in float32, scaled by the weights, as by `peft`'s `add_weighted_adapter` of type
+            `"cat"`.
         force: whether to replace a bundle that is there.
         verify: `"full"` compares logits with Keras's, `"run"` runs the bundle, both for a later check
             to repeat, in a process of its own that maps the weights; `"graph"` checks graphs and
@@ -159,8 +169,8 @@ def export_bundle(
     """
     started = time.perf_counter()
     progress = progress or Progress(quiet=True)
-    precision, schemes = _check_choices(precision, target, prefill_precision, calibration)
-    verify_as = None if verify is None else Verify(_check_choice("verify", verify, tuple(Verify)))
+    precision, schemes = check_choices(precision, target, prefill_precision, calibration)
+    verify_as = None if verify is None else Verify(check_choice("verify", verify, tuple(Verify)))
     if precision == "bf16" and verify_as in (Verify.FULL, Verify.RUN):
         raise ValueError(
             f"verify={verify!r} runs the bundle on the CPU, which ONNX Runtime cannot do in bf16; use "
@@ -168,15 +178,17 @@ def export_bundle(
         )
     preset = None
     if isinstance(model, CausalLM):
+        if adapters:
+            raise ValueError("adapters are merged into a preset; a live model has load_lora_weights()")
         subject = _live_subject(model)
     else:
         progress.phase(f"Reading preset {model}")
-        preset = read_preset(resolve_preset(model))
+        preset = open_preset(model, adapters)
         subject = _preset_subject(str(model), preset)
     if tokenizer is not None:
         subject = _with_tokenizer(subject, Path(tokenizer))
     config = subject.config
-    _check_sizes(config, target, precision)
+    check_sizes(config, target, precision)
     if subject.tokenizer is not None:
         check_ids(subject.tokenizer, config.vocabulary_size, subject.name)
     folder = Path(output) if output is not None else Path(subject.name)
@@ -236,6 +248,8 @@ def export_bundle(
             *subject.notices,
             *end_notices(subject.tokenizer, subject.ends),
         ),
+        base=subject.base,
+        adapters=subject.adapters,
     )
 
 
@@ -308,17 +322,21 @@ def _preset_subject(name: str, preset: PresetFolder) -> _Subject:
     tokenizer = None
     if preset.tokenizer_files is not None:
         tokenizer = OPTTokenizer.from_files(preset.tokenizer_files, **preset.tokenizer_options)
+    adapters = tuple(f"{a.origin} ({a.kind}), weight {a.weight:g}" for a in preset.adapters)
+    noted = {"adapters": "; ".join(adapters)} if adapters else {}
     return _Subject(
         name=preset_name(name),
         config=preset.config,
         tokenizer=tokenizer,
         max_length=min(preset.sequence_length, preset.config.max_sequence_length),
         sampler=samplers.get("top_k"),
-        source={"preset": preset_name(name), "format": preset.format},
-        weights=CheckpointWeights(preset),
+        source={"preset": preset_name(name), "format": preset.format, **noted},
+        weights=merged(CheckpointWeights(preset), preset),
         end_token_ids=preset.generation.end_token_ids,
         notices=preset.generation.notices,
         tokenizer_notices=preset.notices,
+        base=preset.folder if adapters else None,
+        adapters=adapters,
     )
 
 
@@ -375,56 +393,6 @@ def _manifest(
         versions=package_versions(PACKAGES),
         contract_revision=target_revision(target),
     )
-
-
-def _check_choices(
-    precision: str | None, target: str, prefill_precision: str | None, calibration: str | None
-) -> tuple[str, dict[Phase, Scheme]]:
-    """The precision, and how each phase's weights are stored."""
-    _check_choice("target", target, TARGETS)
-    if precision is None:
-        precision = TARGET_PRECISIONS[target][0]
-    _check_choice("precision", precision, PRECISIONS)
-    if precision not in TARGET_PRECISIONS[target]:
-        others = " or ".join(repr(t) for t, names in TARGET_PRECISIONS.items() if precision in names)
-        hint = ""
-        if target == "cuda":
-            hint = "; for fp32 on a GPU export target 'portable', which runs on any device"
-        raise ValueError(
-            f"{precision} needs target {others}; target {target!r} has "
-            f"{', '.join(TARGET_PRECISIONS[target])}{hint}"
-        )
-    if prefill_precision is not None:
-        _check_choice("prefill_precision", prefill_precision, ("int8",))
-        if (precision, target) != ("int4", "cpu"):
-            raise ValueError(
-                f"prefill_precision is a choice of int4 bundles for CPUs, not of {precision} for "
-                f"target {target!r}"
-            )
-    schemes = phase_schemes(precision, prefill_precision, target)
-    if calibration is not None and not any(scheme.calibrated for scheme in schemes.values()):
-        raise ValueError(
-            f"calibration is for int8 on CPUs and int4; {precision} weights of target {target!r} do "
-            "not depend on a text"
-        )
-    return precision, schemes
-
-
-def _check_sizes(config: ModelConfig, target: str, precision: str) -> None:
-    """Raises `ValueError` if the operators of a target do not take a model's sizes."""
-    if precision == "int4" or (precision, target) == ("int8", "cuda"):
-        block_size(config)  # which refuses sizes that it has no blocks for
-    if target == "cuda" and config.head_dim % HEAD_DIM_MULTIPLE:
-        raise ValueError(
-            f"target 'cuda' needs attention heads of a multiple of {HEAD_DIM_MULTIPLE} numbers, and "
-            f"this model's have {config.head_dim}; export target 'portable', fp32 for any device"
-        )
-
-
-def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
-    return value
 
 
 def _check_rewrites(name: str, counts: dict[str, int], expected: dict[str, int]) -> None:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
+# https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
+POINTER = b"version https://git-lfs.github.com/spec/v1"
+MAX_POINTER_BYTES = 1024
+
 
 def find_file(folder: Path, name: str, error: type[ValueError]) -> Path | None:
     """The regular file of a name in a folder; `None` if there is nothing.
@@ -20,7 +24,8 @@ def find_file(folder: Path, name: str, error: type[ValueError]) -> Path | None:
         error: what to raise.
 
     Raises:
-        error: if it is a folder, pipe or device, or a link that leads out of the folder or nowhere.
+        error: if it is a folder, pipe or device, a link that leads out of the folder or nowhere, or
+            what Git LFS leaves in the place of a file that was not fetched.
     """
     path = folder / name
     try:
@@ -39,7 +44,20 @@ def find_file(folder: Path, name: str, error: type[ValueError]) -> Path | None:
             f"{path} is a link out of its folder, to {target}, which is not followed; put a copy of "
             "the file into the folder, or give the folder that it is in"
         )
+    if _is_pointer(path):
+        raise error(
+            f"{path} is a pointer of Git LFS, which stands for the file until it is fetched; run "
+            "`git lfs pull` in its repository"
+        )
     return path
+
+
+def _is_pointer(path: Path) -> bool:
+    """Whether a file is what `git clone` writes without Git LFS; such a one is small."""
+    if path.stat().st_size > MAX_POINTER_BYTES:
+        return False
+    with path.open("rb") as file:
+        return file.read(len(POINTER)) == POINTER
 
 
 def _is_blob(target: Path, home: Path) -> bool:

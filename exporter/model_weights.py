@@ -11,6 +11,7 @@ from exporter.checkpoints.weight_map import BLOCK_BYTES
 from exporter.opt.backbone import OPTBackbone
 from exporter.opt.keras_backend import keras
 from exporter.opt.lora import adapted_layers, low_rank_variables
+from graphs.shown import listed
 
 
 class LiveWeights:
@@ -28,7 +29,7 @@ class LiveWeights:
         if codes:
             kinds = ", ".join(sorted(set(codes.values())))
             raise ValueError(
-                f"this model was quantized in place, so {', '.join(codes)} hold {kinds} codes and no "
+                f"this model was quantized in place, so {listed(codes)} hold {kinds} codes and no "
                 "longer weights; write the model as it was before quantize()"
             )
 

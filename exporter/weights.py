@@ -44,6 +44,14 @@ class CheckpointWeights:
         sources = ", ".join(source.name for source in target.sources)
         return finite_blocks(target.blocks(self._reader), f"{sources} of {self._origin}")
 
+    def padding_positions(self) -> np.ndarray | None:
+        """The rows of the position table that are for padding, as stored; `None` if none are."""
+        for target in self._targets.values():
+            source = target.sources[0]
+            if source.skip_rows:
+                return self._reader.read(source.name, 0, source.skip_rows)
+        return None
+
     def close(self) -> None:
         """Closes the files."""
         self._reader.close()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Collection
 from itertools import islice
 from typing import Any
 
 MOST_DIGITS = 100
 MOST_MESSAGE = 500
 MOST_CHARACTERS = 300
+MOST_NAMES, LONGEST_NAME = 5, 100
 
 
 class _Short(reprlib.Repr):
@@ -55,3 +57,11 @@ def cut(error: object) -> str:
     """What another's error says, its first 500 characters: it may repeat what a file holds."""
     told = str(error)
     return told if len(told) <= MOST_MESSAGE else f"{told[:MOST_MESSAGE]} …"
+
+
+def listed(names: Collection[object], most: int = MOST_NAMES) -> str:
+    """The first names, comma-separated, and how many more there are."""
+    first = [str(name) for name in islice(names, most)]
+    told = [name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}…" for name in first]
+    rest = len(names) - len(told)
+    return ", ".join(told) + (f", and {rest} more" if rest else "")

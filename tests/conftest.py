@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).parents[1]
 TOY_BUNDLE = Path(__file__).parent / "data" / "toy_bundle"
 OPT_IN = ("slow", "network", "gpu")
-REFERENCE_PACKAGES = ("keras_hub", "transformers", "torch")
+REFERENCE_PACKAGES = ("keras_hub", "transformers", "torch", "peft")
 
 # The same examples in every run, and none of them failed for a busy machine.
 settings.register_profile("tests", derandomize=True, deadline=None)

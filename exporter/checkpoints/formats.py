@@ -212,4 +212,9 @@ HUGGING_FACE = WeightMap(
         *_hf_dense("output", "inner", "hidden", f"{_HF_LAYER}.fc2"),
     ),
     copies=(("lm_head.weight", _TOKENS),),  # where the head is tied
+    # torch's DataParallel, compile, FSDP and checkpointing; peft
+    wrappers=(
+        *("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."),
+        *("base_model.model.",),
+    ),
 )

@@ -85,6 +85,8 @@ class H5Reader:
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         dataset = self._datasets[name]
+        if not _is_weight(dataset):
+            raise CheckpointError(_wrong_kind(dataset, f"{self._path}: tensor {name!r}"))
         try:
             if dataset.id.get_offset() is None:
                 values = np.asarray(dataset[start:stop] if dataset.shape else dataset[()])
@@ -97,7 +99,7 @@ class H5Reader:
     def read_pieces(self) -> None:
         """Reads all values that the library puts together, and forgets them."""
         for name, dataset in self._datasets.items():
-            if dataset.id.get_offset() is None:
+            if dataset.id.get_offset() is None and _is_weight(dataset):
                 rows = max(
                     1, BLOCK_BYTES // max(1, dataset.dtype.itemsize * math.prod(dataset.shape[1:]))
                 )
@@ -209,13 +211,22 @@ def _check_size(dataset: h5py.Dataset, where: str) -> int:
 
 
 def _check_kind(dataset: h5py.Dataset, where: str) -> None:
+    """Whole numbers may be beside the weights, as counters and seeds are."""
+    if not _is_weight(dataset) and dataset.dtype.kind not in "iub":
+        raise CheckpointError(_wrong_kind(dataset, where))
+
+
+def _is_weight(dataset: h5py.Dataset) -> bool:
     dtype = dataset.dtype
     is_bits = dtype.str[1:] in BFLOAT16_KINDS and dtype.names is None and _is_bfloat16(dataset)
-    if dtype.str[1:] not in KINDS and not is_bits:
-        raise CheckpointError(
-            f"{where} holds values of type {dtype}, and only float16, bfloat16, float32 and float64 "
-            "are read; save it in one of them"
-        )
+    return dtype.str[1:] in KINDS or is_bits
+
+
+def _wrong_kind(dataset: h5py.Dataset, where: str) -> str:
+    return (
+        f"{where} holds values of type {dataset.dtype}, and only float16, bfloat16, float32 and "
+        "float64 are read; save it in one of them"
+    )
 
 
 def _is_bfloat16(dataset: h5py.Dataset) -> bool:

@@ -15,6 +15,7 @@ from exporter.checkpoints.safetensors_file import SafetensorsReader
 from exporter.checkpoints.torch_file import TorchReader
 from exporter.errors import CheckpointError
 from exporter.foreign_files import find_file
+from graphs.shown import listed
 from graphs.strict_json import parse_json
 from runtime.text_files import MEGABYTE, read_text
 
@@ -31,6 +32,12 @@ class TensorReader(Protocol):
 
     def close(self) -> None:
         """Closes the files."""
+
+
+def check_floats(reader: TensorReader, name: str) -> None:
+    """Raises `CheckpointError` if a tensor is stored as anything but floats, which weights are."""
+    if (dtype := reader.read(name, 0, 0).dtype).kind in "biu":
+        raise CheckpointError(f"tensor {name!r} holds values of type {dtype}, and weights are floats")
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,6 @@ WEIGHT_FILES: dict[str, tuple[WeightFiles, ...]] = {
 }
 MAX_INDEX_BYTES = 16 * MEGABYTE  # 100,000 tensors
 MAX_SHARDS = 1000
-MAX_LISTED = 20  # names that an error repeats
 UNREAD_FILES = ("tf_model.h5", "flax_model.msgpack")  # transformers' other frameworks
 
 
@@ -102,15 +108,19 @@ def open_checkpoint(folder: Path, layout: str) -> TensorReader:
     raise CheckpointError(f"{folder} has no weights: expected {wanted}{hint}")
 
 
+def has_weights(folder: Path, layout: str) -> bool:
+    """Whether a folder has weights of a layout."""
+    names = [name for files in WEIGHT_FILES[layout] for name in (files.single, files.index)]
+    return any(find_file(folder, name, CheckpointError) is not None for name in names)
+
+
 def _open_shards(folder: Path, files: WeightFiles) -> ShardedReader:
     paths = {
         name: find_file(folder, name, CheckpointError) for name in shard_names(folder / files.index)
     }
     missing = [name for name, path in paths.items() if path is None]
     if missing:
-        raise CheckpointError(
-            f"{folder} lacks the shards {missing[:MAX_LISTED]} that {files.index} lists"
-        )
+        raise CheckpointError(f"{folder} lacks the shards {listed(missing)} that {files.index} lists")
     readers: list[TensorReader] = []
     try:
         for path in filter(None, paths.values()):
@@ -128,7 +138,7 @@ def _check_once(folder: Path, readers: Sequence[TensorReader]) -> None:
     twice = [name for name, count in names.items() if count > 1]
     if twice:
         raise CheckpointError(
-            f"two shards in {folder} hold the tensors {twice[:MAX_LISTED]}; leave in the index only "
+            f"two shards in {folder} hold the tensors {listed(twice)}; leave in the index only "
             "the files of one checkpoint"
         )
 

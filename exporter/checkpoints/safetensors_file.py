@@ -20,6 +20,13 @@ SAFETENSORS_DTYPES: dict[str, Any] = {
     "F16": np.float16,
     "BF16": ml_dtypes.bfloat16,
 }
+# What may be in a file beside a model's weights, as bytes of a value: buffers, masks, counters.
+OTHER_DTYPES = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
+    **dict.fromkeys(("U16", "I16"), 2),
+    **dict.fromkeys(("U32", "I32"), 4),
+    **dict.fromkeys(("U64", "I64", "C64"), 8),
+}
 # The library allows 100 MB, of which Python makes gigabytes; a tensor takes about 100 bytes.
 MAX_HEADER_BYTES = 16 * 1024**2
 MAX_AXES = 64  # NumPy's
@@ -59,7 +66,7 @@ class SafetensorsReader:
         self._data_start = 8 + header_size
         self._data_size = size - self._data_start
         for name, (dtype, shape, begin, end) in self._entries.items():
-            expected = math.prod(shape) * np.dtype(dtype).itemsize
+            expected = math.prod(shape) * _size(dtype)
             if end - begin != expected:
                 raise CheckpointError(
                     f"{path}: tensor {name!r} of shape {shape} takes {expected} bytes, "
@@ -84,6 +91,11 @@ class SafetensorsReader:
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         dtype, shape, begin, _ = self._entries[name]
+        if isinstance(dtype, str):
+            raise CheckpointError(
+                f"{self._path}: tensor {name!r}: dtype {dtype!r} is not one of "
+                f"{sorted(SAFETENSORS_DTYPES)}, in which weights are read"
+            )
         first, last, _ = slice(start, stop).indices(shape[0]) if shape else (0, 1, 1)
         row_items = math.prod(shape[1:])
         count = max(0, last - first) * row_items
@@ -104,12 +116,19 @@ class SafetensorsReader:
         """Nothing to close: the file is open only while it is read."""
 
 
+def _size(dtype: Any) -> int:
+    """Bytes of a value."""
+    return OTHER_DTYPES[dtype] if isinstance(dtype, str) else np.dtype(dtype).itemsize
+
+
 def _entry(name: str, value: dict[str, Any]) -> tuple[Any, tuple[int, ...], int, int]:
     begin, end = value["data_offsets"]
     dtype = SAFETENSORS_DTYPES.get(value["dtype"])
+    if dtype is None and value["dtype"] in OTHER_DTYPES:
+        dtype = value["dtype"]
     if dtype is None:
         raise ValueError(
-            f"tensor {name!r}: dtype {value['dtype']!r} is not one of {sorted(SAFETENSORS_DTYPES)}"
+            f"tensor {name!r}: dtype {value['dtype']!r:.100} is not one of {sorted(SAFETENSORS_DTYPES)}"
         )
     shape = value["shape"]
     if type(shape) is not list or len(shape) > MAX_AXES:

@@ -8,16 +8,20 @@ data read backwards splits a weight into a file's tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from exporter.checkpoints.readers import TensorReader
+from exporter.checkpoints.readers import TensorReader, check_floats
 from exporter.checkpoints.transposition import transpose_into
 from exporter.errors import CheckpointError
 from graphs.contract import ModelConfig
+from graphs.shown import listed
 
+_logger = logging.getLogger(__name__)
 Condition = Callable[[ModelConfig], bool]
 
 
@@ -81,12 +85,14 @@ class WeightMap:
         layer_targets: weights of each layer.
         copies: tensors that may be in the file though no target takes them, and the target that
             they must equal.
+        wrappers: what libraries put before all names, or into them, of a model that they wrap.
     """
 
     prefixes: tuple[str, ...]
     targets: tuple[Target, ...]
     layer_targets: tuple[Target, ...]
     copies: tuple[tuple[str, str], ...] = ()
+    wrappers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -208,16 +214,42 @@ def bind_names(weight_map: WeightMap, config: ModelConfig) -> list[BoundTarget]:
     ]
 
 
+def unwrapped(weight_map: WeightMap, names: Collection[str], origin: str) -> dict[str, str]:
+    """The names in a file by what they are without the wrappers of training libraries.
+
+    Raises:
+        CheckpointError: if two of them are then the same.
+    """
+    if not weight_map.wrappers:
+        return {name: name for name in names}
+    wrappers = "|".join(map(re.escape, weight_map.wrappers))
+    inner = re.compile(rf"(?:^|(?<=\.))(?:{wrappers})")
+    plain: dict[str, str] = {}
+    for name in names:
+        bare = inner.sub("", name)
+        if bare in plain:
+            raise CheckpointError(f"{origin} holds {bare} twice, as {listed([plain[bare], name])}")
+        plain[bare] = name
+    return plain
+
+
 def bind_checkpoint(
     weight_map: WeightMap, config: ModelConfig, reader: TensorReader, origin: str
 ) -> list[BoundTarget]:
     """The targets with every source under its name in this checkpoint.
 
+    Tensors that are no part of an OPT model are left out, as transformers leaves them out, and told in
+    a warning. Those that an OPT model of other switches or more layers has are refused.
+
     Raises:
-        CheckpointError: naming every missing, mis-shaped and surplus tensor at once, or a tensor that
+        CheckpointError: naming the missing, mis-shaped and surplus tensors at once, or a tensor that
             should be a copy of another and is not.
     """
-    shapes = reader.shapes
+    stored = unwrapped(weight_map, reader.shapes, origin)
+    shapes = {name: reader.shapes[of] for name, of in stored.items()}
+    family = _family_names(weight_map)
+    _check_whole({name: shape for name, shape in shapes.items() if family.fullmatch(name)}, origin)
+    _check_unmerged(shapes, origin)
     used: set[str] = set()
     missing, misshaped, bound = [], [], []
     targets = zip(_expand(weight_map, config), bind_names(weight_map, config), strict=True)
@@ -232,23 +264,75 @@ def bind_checkpoint(
             used.add(name)
             if shapes[name] != wanted.shape:
                 misshaped.append(f"{name} is {shapes[name]}, expected {wanted.shape}")
-            sources.append(replace(wanted, name=name))
+            sources.append(replace(wanted, name=stored[name]))
         bound.append(replace(expected, sources=tuple(sources)))
     copies = {p + name: of for name, of in weight_map.copies for p in ("", *weight_map.prefixes)}
-    surplus = sorted(set(shapes) - used - set(copies))
-    problems = [
-        f"{len(names)} {kind}: {_listed(names)}"
-        for kind, names in (("missing", missing), ("mis-shaped", misshaped), ("surplus", surplus))
-        if names
-    ]
-    if problems:
-        raise CheckpointError(
-            f"the tensors of {origin} do not fit its configuration; {'; '.join(problems)}"
+    others = sorted(set(shapes) - used - set(copies))
+    surplus = [name for name in others if family.fullmatch(name)]
+    _check_all_used(missing, misshaped, surplus, origin, config)
+    for bound_target in bound:
+        for part in bound_target.sources:
+            check_floats(reader, part.name)
+    if others:
+        _logger.warning(
+            "%s holds %d tensors that are no part of an OPT model and are not used: %s",
+            *(origin, len(others), listed(others)),
         )
     sources_of = {target.name: target.sources[0].name for target in bound}
     for name in sorted(set(copies) & set(shapes) - used):
-        _check_copy(reader, name, sources_of[copies[name]], origin)
+        _check_copy(reader, stored[name], sources_of[copies[name]], origin)
     return bound
+
+
+def _check_whole(shapes: Mapping[str, tuple[int, ...]], origin: str) -> None:
+    """Raises `CheckpointError` for what is saved of a model that training has taken apart."""
+    if empty := [name for name, shape in shapes.items() if 0 in shape]:
+        raise CheckpointError(
+            f"{len(empty)} of the {len(shapes)} tensors of {origin} are empty, {listed(empty, 2)}: "
+            "they were saved without gathering the shards of ZeRO-3 or FSDP; run DeepSpeed's "
+            "zero_to_fp32.py on the training checkpoint, or save again with "
+            "stage3_gather_16bit_weights_on_model_save"
+        )
+
+
+def _check_unmerged(names: Collection[str], origin: str) -> None:
+    """Raises `CheckpointError` for what is saved of a model of `peft`, adapters and all."""
+    if pairs := [name for name in names if re.search(r"\.lora_(embedding_)?[AB]\b", name)]:
+        raise CheckpointError(
+            f"{origin} holds LoRA pairs beside the weights, {listed(pairs, 2)}: save the peft model "
+            "with save_pretrained() and give its folder as an adapter, or save what merge_and_unload() "
+            "returns"
+        )
+
+
+def _family_names(weight_map: WeightMap) -> re.Pattern[str]:
+    """All names that a model of any size and switches may have in the format."""
+    names = {
+        re.escape(name).replace(r"\{layer\}", "[0-9]+").replace(r"\{_layer\}", "(?:_[0-9]+)?")
+        for target in (*weight_map.targets, *weight_map.layer_targets)
+        for source in target.sources
+        for name in source.spellings(weight_map.prefixes)
+    }
+    return re.compile("|".join(sorted(names)))
+
+
+def _check_all_used(
+    missing: list[str], misshaped: list[str], surplus: list[str], origin: str, config: ModelConfig
+) -> None:
+    problems = [
+        f"{len(names)} {kind}: {listed(names)}"
+        for kind, names in (("missing", missing), ("mis-shaped", misshaped), ("surplus", surplus))
+        if names
+    ]
+    if not problems:
+        return
+    layers = {int(found[1]) for name in surplus if (found := re.search(r"[._]([0-9]+)[./]", name))}
+    hint = ""
+    if layers and max(layers) >= config.num_layers:
+        hint = f". The file has layers up to {max(layers)}, and the configuration {config.num_layers}"
+    raise CheckpointError(
+        f"the tensors of {origin} do not fit its configuration; {'; '.join(problems)}{hint}"
+    )
 
 
 def _check_copy(reader: TensorReader, name: str, original: str, origin: str) -> None:
@@ -265,8 +349,3 @@ def _check_copy(reader: TensorReader, name: str, original: str, origin: str) -> 
             f"{origin}: {name} is not {original}, which the configuration ties it to; set "
             "tie_word_embeddings to false in config.json to use it, or take it out of the file"
         )
-
-
-def _listed(names: list[str], most: int = 100) -> str:
-    text = ", ".join(names[:most])
-    return text if len(names) <= most else f"{text}, and {len(names) - most} more"

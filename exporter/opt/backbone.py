@@ -21,6 +21,7 @@ from exporter.opt.layers import (
 from exporter.opt.lora import DEFAULT_TARGETS, LoRA
 from exporter.presets.listing import PresetListing
 from graphs.contract import ModelConfig
+from graphs.shown import listed
 
 LAYER_NORM_EPSILON = 1e-5
 
@@ -120,7 +121,7 @@ class OPTBackbone(keras.Model):
     ) -> None:
         surplus = sorted(set(kwargs) - {"name", "trainable"})
         if surplus:
-            raise TypeError(f"OPTBackbone has no arguments {surplus}")
+            raise TypeError(f"OPTBackbone has no arguments {listed(surplus)}")
         config = ModelConfig(
             vocabulary_size=vocabulary_size,
             num_layers=num_layers,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter.opt.keras_backend import keras
+from graphs.shown import listed
 
 if TYPE_CHECKING:
     from exporter.opt.backbone import OPTBackbone
@@ -59,11 +60,11 @@ class LoRA:
         number = isinstance(self.alpha, (int, float)) and not isinstance(self.alpha, bool)
         if not number or not 0 < self.alpha < float("inf"):
             raise ValueError(f"alpha must be a positive number, got {self.alpha!r}")
-        unknown = [name for name in self.targets if name not in TARGETS]
+        unknown = [repr(name) for name in self.targets if name not in TARGETS]
         if unknown or not self.targets:
             raise ValueError(
                 f"target_layer_names must be some of {', '.join(TARGETS)}; "
-                f"got {', '.join(map(repr, unknown)) or 'none'}"
+                f"got {listed(unknown) or 'none'}"
             )
 
     @classmethod

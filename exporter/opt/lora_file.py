@@ -17,6 +17,7 @@ from exporter.checkpoints.h5_file import H5Reader
 from exporter.errors import CheckpointError
 from exporter.opt.keras_backend import keras
 from exporter.opt.lora import LoRA
+from graphs.shown import listed
 
 FORMAT = "opt-onnx LoRA 1"
 SUFFIX = ".lora.h5"
@@ -55,21 +56,29 @@ def read(path: Path) -> tuple[LoRA, dict[str, np.ndarray]]:
         raise FileNotFoundError(f"there is no adapter {path}; save_lora_weights() writes one")
     try:
         with contextlib.closing(H5Reader(path)) as reader:
-            settings = reader.attributes
-            if str(settings.get("format")) != FORMAT:
-                raise CheckpointError(
-                    f"its format is {settings.get('format')!r:.200}, expected {FORMAT!r}; "
-                    "save_lora_weights() writes one"
-                )
-            lora = LoRA.of(
-                int(settings["rank"]), float(settings["alpha"]), [str(t) for t in settings["targets"]]
+            return read_settings(reader), {name: reader.read(name) for name in reader.shapes}
+    except (CheckpointError, OSError) as error:
+        raise CheckpointError(f"{path} is no LoRA adapter or is damaged: {error}") from None
+
+
+def read_settings(reader: H5Reader) -> LoRA:
+    """An adapter's settings alone.
+
+    Raises:
+        CheckpointError: if it holds no adapter.
+    """
+    try:
+        settings = reader.attributes
+        if str(settings.get("format")) != FORMAT:
+            raise ValueError(
+                f"its format is {settings.get('format')!r:.200}, expected {FORMAT!r}; "
+                "save_lora_weights() writes one"
             )
-            values = {name: reader.read(name) for name in reader.shapes}
-    except CheckpointError as error:
-        raise CheckpointError(f"{path} is no LoRA adapter or is damaged: {error}") from None
-    except (OSError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is no LoRA adapter or is damaged: {error}") from None
-    return lora, values
+        return LoRA.of(
+            int(settings["rank"]), float(settings["alpha"]), [str(t) for t in settings["targets"]]
+        )
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise CheckpointError(f"its settings are not valid: {error}") from None
 
 
 def check_fit(
@@ -96,13 +105,14 @@ def check_fit(
         ]
     missing = sorted(set(shapes) - set(values))
     surplus = sorted(set(values) - set(shapes))
-    problems += [f"missing {', '.join(missing)}"] if missing else []
-    problems += [f"surplus {', '.join(surplus)}"] if surplus else []
-    problems += [
+    problems += [f"missing {listed(missing)}"] if missing else []
+    problems += [f"surplus {listed(surplus)}"] if surplus else []
+    misshaped = [
         f"{name} is {values[name].shape}, expected {shape}"
         for name, shape in shapes.items()
         if name in values and values[name].shape != shape
     ]
+    problems += [listed(misshaped)] if misshaped else []
     if problems:
         raise CheckpointError(
             f"the LoRA adapter {path} does not fit the model: {'; '.join(problems)}. Load it into a "

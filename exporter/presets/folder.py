@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoints.formats import HUGGING_FACE, KERAS_PRESET
 from exporter.checkpoints.readers import TensorReader, open_checkpoint
@@ -23,6 +23,9 @@ from exporter.presets.tokenizer_files import (
 from exporter.presets.tokenizer_notices import disagreements, vocabulary_of
 from graphs.contract import MAX_SIZES, ModelConfig
 from runtime.text_files import MAX_TOKENIZER_BYTES
+
+if TYPE_CHECKING:
+    from exporter.adapters.adapter import Adapter
 
 KERAS_CLASSES = ("keras_hub>OPTBackbone", "keras_nlp>OPTBackbone", "opt_onnx>OPTBackbone")
 DEFAULT_SEQUENCE_LENGTH = 1024  # Keras's, also of presets from before preprocessor.json
@@ -61,6 +64,8 @@ class PresetFolder(TextFolder):
         dtype: Keras dtype name of computations and weights.
         generation: what ends texts.
         model_options: name and trainability of the backbone, where the preset says.
+        adapters: what is merged into the weights.
+        base_config: sizes of the weight files, where adapters change those of the model.
     """
 
     format: str
@@ -69,9 +74,13 @@ class PresetFolder(TextFolder):
     dtype: str
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     model_options: Mapping[str, Any] = field(default_factory=dict)
+    adapters: tuple[Adapter, ...] = ()
+    base_config: ModelConfig | None = None
 
     def open_weights(self) -> tuple[TensorReader, list[BoundTarget]]:
         """Opens the weight files and fits them to the configuration; close the reader after use.
+
+        Adapters are not merged; see `exporter.presets.adapted.merged`.
 
         Raises:
             CheckpointError: if they are missing, truncated or do not fit.
@@ -79,7 +88,8 @@ class PresetFolder(TextFolder):
         weight_map: WeightMap = KERAS_PRESET if self.format == "keras" else HUGGING_FACE
         reader = open_checkpoint(self.folder, self.format)
         try:
-            return reader, bind_checkpoint(weight_map, self.config, reader, str(self.folder))
+            config = self.base_config or self.config
+            return reader, bind_checkpoint(weight_map, config, reader, str(self.folder))
         except BaseException:
             reader.close()
             raise

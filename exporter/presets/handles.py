@@ -137,6 +137,24 @@ def resolve_preset(preset: str | Path, weights: bool = True) -> Path:
     return _download(str(preset), [handle], weights)
 
 
+def resolve_adapter(adapter: str) -> Path:
+    """The local folder or file of an adapter; a repository on Hugging Face is downloaded.
+
+    Raises:
+        PresetError: if there is none.
+    """
+    if not adapter.startswith(HUGGING_FACE_PREFIX):
+        if not Path(adapter).exists():
+            raise PresetError(f"there is no adapter {adapter!r:.500}: no such folder or file")
+        return Path(adapter)
+    source = _parse_remote(adapter)
+    assert isinstance(source, HuggingFaceHandle)
+    try:
+        return download_repository(source.repository, source.revision, weights=True, adapter=True)
+    except HubFailure as failure:
+        raise PresetError(f"cannot download adapter {adapter!r}: {failure}") from failure
+
+
 def preset_name(preset: str) -> str:
     """What to call a preset: a handle's model without its version, or a folder's own name."""
     return parse_handle(preset).name

@@ -6,15 +6,15 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from exporter.checkpoints.readers import TensorReader
-from exporter.checkpoints.weight_map import BoundTarget
 from exporter.errors import PresetError
 from exporter.opt.backbone import OPTBackbone
 from exporter.opt.causal_lm import CausalLM, OPTCausalLM
 from exporter.opt.preprocessor import OPTCausalLMPreprocessor
 from exporter.opt.tokenizer import OPTTokenizer
-from exporter.presets.folder import PresetFolder, TextFolder, read_preset, read_text_folder
+from exporter.presets.adapted import merged, open_preset
+from exporter.presets.folder import PresetFolder, TextFolder, read_text_folder
 from exporter.presets.handles import resolve_preset
+from exporter.weights import CheckpointWeights, WeightSource, read_weight
 
 _NOT_GIVEN = object()
 _MODEL_OPTIONS = ("name", "trainable", "compile")
@@ -24,7 +24,7 @@ def load_backbone(
     cls: type[OPTBackbone], preset: str | Path, *, load_weights: bool = True, **overrides: Any
 ) -> OPTBackbone:
     """The backbone of a preset; `overrides` replace values of its configuration."""
-    folder = read_preset(resolve_preset(preset, weights=load_weights))
+    folder = open_preset(preset, weights=load_weights)
     return _build_backbone(cls, folder, load_weights, {**folder.model_options, **overrides})
 
 
@@ -55,7 +55,7 @@ def load_causal_lm(
     """
     task = OPTCausalLM if cls is CausalLM else cls
     assert issubclass(task, OPTCausalLM)
-    folder = read_preset(resolve_preset(preset, weights=load_weights))
+    folder = open_preset(preset, weights=load_weights)
     if preprocessor is _NOT_GIVEN:
         has_tokenizer = folder.tokenizer_files is not None
         preprocessor = (
@@ -68,14 +68,11 @@ def load_causal_lm(
     return task(backbone=backbone, preprocessor=preprocessor, **options)
 
 
-def _assign_weights(backbone: OPTBackbone, reader: TensorReader, targets: list[BoundTarget]) -> None:
+def _assign_weights(backbone: OPTBackbone, source: WeightSource) -> None:
     """Reads weights into a backbone, one tensor at a time."""
     variables = {variable.path: variable for variable in backbone.variables}
-    for target in targets:
-        variables[target.name].assign(target.read(reader))
-        source = target.sources[0]
-        if source.skip_rows:
-            backbone.padding_positions = reader.read(source.name, 0, source.skip_rows)
+    for name in source.shapes:
+        variables[name].assign(read_weight(source, name))
 
 
 def _build_backbone(
@@ -85,10 +82,11 @@ def _build_backbone(
     if not load_weights:
         return cls.from_sizes(folder.config, **arguments)
     # The files first: sizes that they do not have are refused before a model of them is made.
-    reader, targets = folder.open_weights()
-    with contextlib.closing(reader):
+    base = CheckpointWeights(folder)
+    with contextlib.closing(merged(base, folder)) as source:
         backbone = cls.from_sizes(folder.config, **arguments)
-        _assign_weights(backbone, reader, targets)
+        _assign_weights(backbone, source)
+        backbone.padding_positions = base.padding_positions()
     return backbone
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from exporter.presets.hubs.failure import HubFailure, one_line
 from exporter.presets.hubs.needed_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
     CONFIG_FILE,
     HUGGING_FACE_FILES,
     KERAS_FILES,
@@ -18,7 +20,9 @@ from exporter.presets.hubs.needed_files import (
 TOKEN = "log in with `hf auth login` or set HF_TOKEN"
 
 
-def download_repository(repository: str, revision: str | None, *, weights: bool) -> Path:
+def download_repository(
+    repository: str, revision: str | None, *, weights: bool, adapter: bool = False
+) -> Path:
     """The folder in `huggingface_hub`'s cache that holds a repository's preset.
 
     Only what a preset needs is downloaded: never the weights of a second framework. A complete copy
@@ -28,6 +32,7 @@ def download_repository(repository: str, revision: str | None, *, weights: bool)
         repository: `user/repository`.
         revision: a branch, tag, commit or `refs/pr/1`; by default the main branch.
         weights: whether to fetch the weights; without, only the small files are.
+        adapter: whether only an adapter of `peft` is wanted, and not the weights beside it.
 
     Raises:
         HubFailure: if it cannot be had.
@@ -37,9 +42,15 @@ def download_repository(repository: str, revision: str | None, *, weights: bool)
     except ImportError:
         raise HubFailure("huggingface_hub is not installed: pip install 'opt-onnx[export]'") from None
     try:
-        folder = _download(repository, revision, [CONFIG_FILE, *KERAS_FILES, *HUGGING_FACE_FILES])
-        if weights:
-            _add_weights(folder, repository)
+        names = [CONFIG_FILE, ADAPTER_CONFIG, *KERAS_FILES, *HUGGING_FACE_FILES]
+        folder = _download(repository, revision, names)
+        has_adapter = (folder / ADAPTER_CONFIG).is_file()
+        if adapter and not has_adapter:
+            raise HubFailure(f"it holds no adapter: it has no {ADAPTER_CONFIG}")
+        if weights and has_adapter:
+            _add_adapter(folder, repository)
+        if weights and not adapter:
+            _add_weights(folder, repository, optional=has_adapter)
         elif not folder.is_dir():
             raise HubFailure("it holds no preset: none of the files of Keras or of Hugging Face")
         return folder
@@ -56,10 +67,22 @@ def _download(repository: str, revision: str | None, names: list[str]) -> Path:
     return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
 
 
-def _add_weights(folder: Path, repository: str) -> None:
+def _add_adapter(folder: Path, repository: str) -> None:
+    """Adds an adapter's weights to a snapshot."""
+    for name in ADAPTER_WEIGHTS:
+        if not (folder / name).is_file():
+            _download(repository, folder.name, [name])
+        if (folder / name).is_file():
+            return
+    raise HubFailure(f"its adapter has no weights: expected {' or '.join(ADAPTER_WEIGHTS)}")
+
+
+def _add_weights(folder: Path, repository: str, optional: bool) -> None:
     """Adds the weights to a snapshot, of the very commit that its folder is named by."""
     from huggingface_hub import HfApi, hf_hub_download
 
+    if optional and not (folder / CONFIG_FILE).is_file():
+        return  # an adapter alone
     layout, commit = layout_of(folder / CONFIG_FILE), folder.name
     try:
         check_weights(folder)
@@ -70,7 +93,13 @@ def _add_weights(folder: Path, repository: str) -> None:
     def locate(name: str) -> Path:
         return Path(hf_hub_download(repository, name, revision=commit))
 
-    _download(repository, commit, weight_files(layout, {file.rfilename for file in files}, locate))
+    try:
+        needed = weight_files(layout, {file.rfilename for file in files}, locate)
+    except HubFailure:
+        if optional:
+            return
+        raise
+    _download(repository, commit, needed)
     check_weights(folder)  # clients before 1.0 return a partial snapshot if the network goes away
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from exporter.presets.hubs.failure import HubFailure, one_line
 from exporter.presets.json_file import MAX_CONFIG_BYTES
+from graphs.shown import listed
 from graphs.strict_json import parse_json
 from runtime.text_files import read_text
 
@@ -34,6 +35,8 @@ HUGGING_FACE_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+ADAPTER_CONFIG = "adapter_config.json"  # of peft
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def layout_of(config_file: Path) -> str:
@@ -73,7 +76,7 @@ def weight_files(layout: str, names: Collection[str], locate: Callable[[str], Pa
         if files.index in names:
             shards = shard_names(locate(files.index))
             if missing := [name for name in shards if name not in names]:
-                raise HubFailure(f"it lacks the shards {missing} that {files.index} lists")
+                raise HubFailure(f"it lacks the shards {listed(missing)} that {files.index} lists")
             return [files.index, *shards]
     expected = " or ".join(name for f in WEIGHT_FILES[layout] for name in (f.single, f.index))
     raise HubFailure(f"it has no weights: expected {expected}")
