@@ -16,7 +16,7 @@ from exporter.binding import (
     write_weights,
 )
 from exporter.bundle_folder import atomic_folder, check_space, check_target
-from exporter.errors import ExportError
+from exporter.errors import ExportError, full_name
 from exporter.model_weights import LiveWeights
 from exporter.opt.causal_lm import CausalLM
 from exporter.opt.tokenizer import OPTTokenizer
@@ -137,7 +137,7 @@ def export_bundle(
         CheckpointError: if its tensors do not fit; all of them are named.
         ExportError: if the output exists, the disk is too small, the calibration text is too short or
             verification failed.
-        ValueError: if the choices do not fit each other or the model.
+        ValueError: if the choices do not fit each other or the model, or this is no model.
     """
     started = time.perf_counter()
     progress = progress or Progress(quiet=True)
@@ -150,6 +150,12 @@ def export_bundle(
         )
     if isinstance(model, CausalLM):
         subject = _live_subject(model)
+    elif not isinstance(model, (str, Path)):
+        raise ValueError(
+            "export_bundle takes a preset's name, handle or folder, or an exporter.OPTCausalLM; got a "
+            f"{full_name(type(model))}. A backbone goes into OPTCausalLM(backbone), and of a model of "
+            "keras-hub's the folder that its save_to_preset(folder) writes is exported"
+        )
     else:
         progress.phase(f"Reading preset {model}")
         subject = _preset_subject(str(model), read_preset(resolve_preset(model)))

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from exporter.errors import full_name
 from exporter.opt import optimizers, training_data
 from exporter.opt.backbone import OPTBackbone
 from exporter.opt.keras_backend import keras
 from exporter.opt.keras_decoder import KerasDecoder
+from exporter.opt.layers import check_positions
 from exporter.opt.lora import LoRA
 from exporter.opt.preprocessor import OPTCausalLMPreprocessor
 from exporter.presets.listing import PresetListing
 from runtime import samplers
 from runtime.generator import Generator
 from runtime.results import GenerationResult
+from runtime.samplers import Sampler
 
 
 class CausalLM(keras.Model):
@@ -118,22 +123,27 @@ class CausalLM(keras.Model):
         """What `compile_from_config` compiles the model with: Keras's values and the sampler.
 
         And whether the optimizer has state, which Keras would expect of one that has taken no step.
+        Both stand among what describes the optimizer, where Keras's own models, of which
+        `keras.models.clone_model` makes one, do not look at them.
         """
-        known = samplers.find_class(type(self.sampler).__name__) is type(self.sampler)
-        serialize = samplers.serialize if known else keras.saving.serialize_keras_object
-        built = self.optimizer is not None and self.optimizer.built
-        own = {"sampler": serialize(self.sampler), "optimizer_is_built": built}
-        return {**super().get_compile_config(), **own}
+        config = super().get_compile_config()
+        if not config:  # not compiled
+            return config
+        sampler = _serialize_sampler(self.sampler)
+        if config["optimizer"] is None:
+            return {**config, "sampler": sampler}
+        own = {"sampler": sampler, "is_built": self.optimizer.built}
+        return {**config, "optimizer": {**config["optimizer"], **own}}
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles the model as the one that gave `config`; Keras calls it when it loads a model."""
-        sampler = config["sampler"]
-        if samplers.find_class(sampler["class_name"]) is None:  # one of the user's own
-            sampler = keras.saving.deserialize_keras_object(sampler)
-        own = ("sampler", "optimizer_is_built")
-        others = {name: value for name, value in config.items() if name not in own}
-        self.compile(**keras.saving.deserialize_keras_object(others), sampler=sampler)
-        if config["optimizer_is_built"]:
+        own = config if config["optimizer"] is None else config["optimizer"]
+        others = {name: value for name, value in config.items() if name != "sampler"}
+        self.compile(
+            **keras.saving.deserialize_keras_object(others),
+            sampler=_deserialize_sampler(own["sampler"]),
+        )
+        if own.get("is_built"):
             self.optimizer.build(self.trainable_variables)  # for its state to be loaded into
 
     def fit(
@@ -167,14 +177,15 @@ class CausalLM(keras.Model):
             (x, y, sample_weight), validation_data = training_data.split(
                 (x, y, sample_weight), validation_split
             )
+        preprocessor = self._fitting_preprocessor()
         data = training_data.dataset(
-            self.preprocessor, x, y, sample_weight, batch_size=batch_size, shuffle=shuffle
+            preprocessor, x, y, sample_weight, batch_size=batch_size, shuffle=shuffle
         )
         if validation_data is not None:
             parts = validation_data if isinstance(validation_data, tuple) else (validation_data,)
             batched = isinstance(parts[0], training_data.BATCHED)
             size = None if batched else validation_batch_size or batch_size
-            validation_data = training_data.dataset(self.preprocessor, *parts, batch_size=size)
+            validation_data = training_data.dataset(preprocessor, *parts, batch_size=size)
         return super().fit(
             data,
             epochs=epochs,
@@ -200,14 +211,15 @@ class CausalLM(keras.Model):
     ) -> Any:
         """`keras.Model.evaluate` on what `fit` takes."""
         if not kwargs.get("_use_cached_eval_dataset"):  # inside fit, which has preprocessed it
-            x = training_data.dataset(self.preprocessor, x, y, sample_weight, batch_size=batch_size)
+            preprocessor = self._fitting_preprocessor()
+            x = training_data.dataset(preprocessor, x, y, sample_weight, batch_size=batch_size)
         return super().evaluate(x, verbose=verbose, **kwargs)
 
     def predict(
         self, x: Any, batch_size: int | None = None, verbose: Any = "auto", **kwargs: Any
     ) -> Any:
         """`keras.Model.predict`: logits [batch, sequence, vocabulary] of strings or tokens."""
-        data = training_data.dataset(self.preprocessor, x, batch_size=batch_size)
+        data = training_data.dataset(self._fitting_preprocessor(), x, batch_size=batch_size)
         return super().predict(data, verbose=verbose, **kwargs)
 
     def train_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, **kwargs: Any) -> Any:
@@ -223,8 +235,14 @@ class CausalLM(keras.Model):
         return super().predict_on_batch(self._batch(x)[0])
 
     def _batch(self, x: Any, y: Any = None, sample_weight: Any = None) -> tuple[Any, Any, Any]:
-        batch = training_data.preprocess(self.preprocessor, x, y, sample_weight)
+        batch = training_data.preprocess(self._fitting_preprocessor(), x, y, sample_weight)
         return keras.utils.unpack_x_y_sample_weight(batch)
+
+    def _fitting_preprocessor(self) -> Any:
+        """The preprocessor, if there is a position for each token that it makes."""
+        length = getattr(self.preprocessor, "sequence_length", None)
+        check_positions(length, self.backbone.max_sequence_length, "the preprocessor's sequence_length")
+        return self.preprocessor
 
     def _generator(self) -> Generator:
         tokenizer = self.preprocessor.tokenizer if self.preprocessor else None
@@ -234,8 +252,19 @@ class CausalLM(keras.Model):
             self._decoder = KerasDecoder(self.backbone)  # it traces the layers as they are now
             self._decoder_lora = self.backbone.lora
         return Generator(
-            self._decoder, tokenizer, sampler=self.sampler, max_length=min(length, positions)
+            self._decoder, tokenizer, sampler=self._seeded_sampler(), max_length=min(length, positions)
         )
+
+    def _seeded_sampler(self) -> Sampler:
+        """The sampler; without a seed a copy with one from where Keras draws seeds.
+
+        That is Python's `random`, so that `keras.utils.set_random_seed` makes generation repeatable.
+        """
+        if self.sampler.seed is not None:
+            return self.sampler
+        seeded = copy.copy(self.sampler)
+        seeded.seed = random.getrandbits(128)
+        return seeded
 
     def generate(
         self,
@@ -296,6 +325,9 @@ class OPTCausalLM(CausalLM):
     Call arguments:
         a dictionary of `token_ids` and `padding_mask` [batch, sequence]. Returns the logits
         [batch, sequence, vocabulary].
+
+    Raises:
+        ValueError: if the backbone is none of this project's.
     """
 
     backbone_cls = OPTBackbone
@@ -309,6 +341,12 @@ class OPTCausalLM(CausalLM):
         compile: bool = True,
         **kwargs: Any,
     ) -> None:
+        if not isinstance(backbone, OPTBackbone):
+            raise ValueError(
+                f"backbone must be an exporter.OPTBackbone, got a {full_name(type(backbone))}; "
+                "OPTBackbone.from_preset(folder) reads what keras-hub's save_to_preset(folder) writes"
+            )
+
         # === Functional Model ===
         inputs = backbone.input
         hidden_states = backbone(inputs)
@@ -341,4 +379,20 @@ class OPTCausalLM(CausalLM):
             for part in parts
             if isinstance(config.get(part), dict)
         }
-        return cls(**{**config, **built})
+        values = {**config, **built}
+        if values.get("trainable"):  # Keras would unfreeze a frozen backbone with it
+            del values["trainable"]
+        return cls(**values)
+
+
+def _serialize_sampler(sampler: Sampler) -> dict[str, Any]:
+    """A built-in sampler by its class name, one of the user's own as Keras's custom objects."""
+    if samplers.find_class(type(sampler).__name__) is type(sampler):
+        return samplers.serialize(sampler)
+    return keras.saving.serialize_keras_object(sampler)
+
+
+def _deserialize_sampler(config: dict[str, Any]) -> Sampler:
+    if "registered_name" in config:  # as Keras serialized it
+        return keras.saving.deserialize_keras_object(config)
+    return samplers.deserialize(config)
