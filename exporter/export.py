@@ -303,7 +303,7 @@ def _live_subject(model: CausalLM) -> _Subject:
             "one before exporting, and the loaded generator with your own"
         ) from None
     positions = model.backbone.max_sequence_length
-    preprocessor = model.preprocessor
+    preprocessor = model.text_preprocessor
     length = preprocessor.sequence_length if preprocessor else positions
     return _Subject(
         name=model.name,

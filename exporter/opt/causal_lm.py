@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from exporter.errors import full_name
-from exporter.opt import optimizers, training_data
+from exporter.opt import model_sampler, optimizers, training_data
 from exporter.opt.backbone import OPTBackbone
 from exporter.opt.keras_backend import keras
 from exporter.opt.keras_decoder import KerasDecoder
@@ -20,7 +18,6 @@ from exporter.presets.listing import PresetListing
 from runtime import samplers
 from runtime.generator import Generator
 from runtime.results import GenerationResult
-from runtime.samplers import Sampler
 
 
 class CausalLM(keras.Model):
@@ -78,7 +75,8 @@ class CausalLM(keras.Model):
         """
         from exporter.presets.transformers_writer import export_model
 
-        tokenizer = None if self.preprocessor is None else self.preprocessor.tokenizer
+        preprocessor = self.text_preprocessor
+        tokenizer = None if preprocessor is None else preprocessor.tokenizer
         export_model(self.backbone, tokenizer, path, max_shard_size)
 
     def compile(
@@ -129,7 +127,7 @@ class CausalLM(keras.Model):
         config = super().get_compile_config()
         if not config:  # not compiled
             return config
-        sampler = _serialize_sampler(self.sampler)
+        sampler = model_sampler.serialize(self.sampler)
         if config["optimizer"] is None:
             return {**config, "sampler": sampler}
         own = {"sampler": sampler, "is_built": self.optimizer.built}
@@ -141,7 +139,7 @@ class CausalLM(keras.Model):
         others = {name: value for name, value in config.items() if name != "sampler"}
         self.compile(
             **keras.saving.deserialize_keras_object(others),
-            sampler=_deserialize_sampler(own["sampler"]),
+            sampler=model_sampler.deserialize(own["sampler"]),
         )
         if own.get("is_built"):
             self.optimizer.build(self.trainable_variables)  # for its state to be loaded into
@@ -244,27 +242,35 @@ class CausalLM(keras.Model):
         check_positions(length, self.backbone.max_sequence_length, "the preprocessor's sequence_length")
         return self.preprocessor
 
+    @property
+    def text_preprocessor(self) -> OPTCausalLMPreprocessor | None:
+        """The preprocessor, which training takes any callable for, as one with a tokenizer.
+
+        Raises:
+            ValueError: if it is none.
+        """
+        preprocessor = self.preprocessor
+        if preprocessor is None or isinstance(preprocessor, OPTCausalLMPreprocessor):
+            return preprocessor
+        raise ValueError(
+            "the preprocessor must be an exporter.OPTCausalLMPreprocessor to generate, save or export, "
+            f"got a {full_name(type(preprocessor))}; set `model.preprocessor` to one, or to None"
+        )
+
     def _generator(self) -> Generator:
-        tokenizer = self.preprocessor.tokenizer if self.preprocessor else None
+        preprocessor = self.text_preprocessor
+        tokenizer = preprocessor.tokenizer if preprocessor else None
         positions = self.backbone.max_sequence_length
-        length = self.preprocessor.sequence_length if self.preprocessor else positions
+        length = preprocessor.sequence_length if preprocessor else positions
         if self._decoder is None or self._decoder_lora is not self.backbone.lora:
             self._decoder = KerasDecoder(self.backbone)  # it traces the layers as they are now
             self._decoder_lora = self.backbone.lora
         return Generator(
-            self._decoder, tokenizer, sampler=self._seeded_sampler(), max_length=min(length, positions)
+            self._decoder,
+            tokenizer,
+            sampler=model_sampler.seeded(self.sampler),
+            max_length=min(length, positions),
         )
-
-    def _seeded_sampler(self) -> Sampler:
-        """The sampler; without a seed a copy with one from where Keras draws seeds.
-
-        That is Python's `random`, so that `keras.utils.set_random_seed` makes generation repeatable.
-        """
-        if self.sampler.seed is not None:
-            return self.sampler
-        seeded = copy.copy(self.sampler)
-        seeded.seed = random.getrandbits(128)
-        return seeded
 
     def generate(
         self,
@@ -299,7 +305,7 @@ class CausalLM(keras.Model):
         **kwargs: Any,
     ) -> None:
         """`keras.Model.summary`, after what turns text into tokens where there is a preprocessor."""
-        if self.preprocessor is not None:
+        if isinstance(self.preprocessor, OPTCausalLMPreprocessor):
             tokenizer = self.preprocessor.tokenizer
             size = f"{tokenizer.vocabulary_size():,}"
             (print_fn or print)(
@@ -321,6 +327,7 @@ class OPTCausalLM(CausalLM):
         backbone: an `OPTBackbone`.
         preprocessor: an `OPTCausalLMPreprocessor` or `None`.
         compile: whether to compile with the defaults; without, `fit` asks for it.
+        trainable: whether the weights are trained; `False` freezes the backbone too.
 
     Call arguments:
         a dictionary of `token_ids` and `padding_mask` [batch, sequence]. Returns the logits
@@ -339,6 +346,7 @@ class OPTCausalLM(CausalLM):
         preprocessor: OPTCausalLMPreprocessor | None = None,
         *,
         compile: bool = True,
+        trainable: bool = True,
         **kwargs: Any,
     ) -> None:
         if not isinstance(backbone, OPTBackbone):
@@ -360,6 +368,8 @@ class OPTCausalLM(CausalLM):
         # A functional model has no dtype of its own; Keras scales the loss by this one.
         self.dtype_policy = backbone.dtype_policy
         self.sampler = samplers.get("top_k")
+        if not trainable:  # a backbone that is frozen already stays so
+            self.trainable = False
         if compile:
             self.compile()
 
@@ -379,20 +389,4 @@ class OPTCausalLM(CausalLM):
             for part in parts
             if isinstance(config.get(part), dict)
         }
-        values = {**config, **built}
-        if values.get("trainable"):  # Keras would unfreeze a frozen backbone with it
-            del values["trainable"]
-        return cls(**values)
-
-
-def _serialize_sampler(sampler: Sampler) -> dict[str, Any]:
-    """A built-in sampler by its class name, one of the user's own as Keras's custom objects."""
-    if samplers.find_class(type(sampler).__name__) is type(sampler):
-        return samplers.serialize(sampler)
-    return keras.saving.serialize_keras_object(sampler)
-
-
-def _deserialize_sampler(config: dict[str, Any]) -> Sampler:
-    if "registered_name" in config:  # as Keras serialized it
-        return keras.saving.deserialize_keras_object(config)
-    return samplers.deserialize(config)
+        return cls(**{**config, **built})

@@ -329,7 +329,7 @@ class OPTEmbedding(keras.layers.Layer):
     def call(self, token_ids: Any) -> Any:
         """Args: token_ids int [batch, sequence]. Returns [batch, sequence, hidden]."""
         check_positions(token_ids.shape[1], self.max_sequence_length)
-        positions = ops.arange(ops.shape(token_ids)[1])
+        positions = ops.arange(ops.shape(token_ids)[1], dtype="int32")
         return self._project(self.token_embedding(token_ids)) + self.position_embedding(positions)
 
     def call_with_positions(self, token_ids: Any, positions: Any) -> Any:
@@ -363,7 +363,7 @@ class CausalBias(keras.layers.Layer):
 
     def call(self, padding_mask: Any) -> Any:
         """Args: padding_mask [batch, sequence]. Returns float32 [batch, 1, sequence, sequence]."""
-        positions = ops.arange(ops.shape(padding_mask)[1])
+        positions = ops.arange(ops.shape(padding_mask)[1], dtype="int32")
         causal = positions[None, :] <= positions[:, None]
         seen = ops.logical_and(causal[None], ops.cast(padding_mask, "bool")[:, None, :])
         return ops.where(seen, SEEN, MASKED)[:, None]
