@@ -13,3 +13,8 @@ class CheckpointError(ValueError):
 
 class ExportError(RuntimeError):
     """An export cannot go on: the output exists, the disk is too small, or verification failed."""
+
+
+def full_name(cls: type) -> str:
+    """A class's name with its module's, to tell classes of one name apart."""
+    return f"{cls.__module__}.{cls.__qualname__}"

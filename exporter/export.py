@@ -17,7 +17,7 @@ from exporter.binding import (
     write_weights,
 )
 from exporter.bundle_folder import atomic_folder, check_space, check_target
-from exporter.errors import ExportError
+from exporter.errors import ExportError, full_name
 from exporter.export_choices import check_choice, check_choices, check_sizes
 from exporter.model_weights import LiveWeights
 from exporter.opt.causal_lm import CausalLM
@@ -165,7 +165,7 @@ def export_bundle(
         CheckpointError: if its tensors do not fit; all of them are named.
         ExportError: if the output exists, the disk is too small, the calibration text is too short or
             verification failed.
-        ValueError: if the choices do not fit each other or the model.
+        ValueError: if the choices do not fit each other or the model, or this is no model.
     """
     started = time.perf_counter()
     progress = progress or Progress(quiet=True)
@@ -181,6 +181,12 @@ def export_bundle(
         if adapters:
             raise ValueError("adapters are merged into a preset; a live model has load_lora_weights()")
         subject = _live_subject(model)
+    elif not isinstance(model, (str, Path)):
+        raise ValueError(
+            "export_bundle takes a preset's name, handle or folder, or an exporter.OPTCausalLM; got a "
+            f"{full_name(type(model))}. A backbone goes into OPTCausalLM(backbone), and of a model of "
+            "keras-hub's the folder that its save_to_preset(folder) writes is exported"
+        )
     else:
         progress.phase(f"Reading preset {model}")
         preset = open_preset(model, adapters)
@@ -355,7 +361,7 @@ def _live_subject(model: CausalLM) -> _Subject:
             "one before exporting, and the loaded generator with your own"
         ) from None
     positions = model.backbone.max_sequence_length
-    preprocessor = model.preprocessor
+    preprocessor = model.text_preprocessor
     length = preprocessor.sequence_length if preprocessor else positions
     return _Subject(
         name=model.name,

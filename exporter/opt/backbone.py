@@ -75,6 +75,7 @@ class OPTBackbone(keras.Model):
         use_bias: bool. Whether the dense layers have biases.
         norm_affine: bool. Whether the norms have scales and offsets.
         tied_head: bool. Whether the token embedding also gives the logits.
+        trainable: bool. Whether the weights are trained.
         dtype: string or `keras.DTypePolicy`. The dtype of computations and weights. The softmax and
             the statistics of layer normalization are always computed in float32.
 
@@ -117,9 +118,10 @@ class OPTBackbone(keras.Model):
         use_bias: bool = True,
         norm_affine: bool = True,
         tied_head: bool = True,
+        trainable: bool = True,
         **kwargs: Any,
     ) -> None:
-        surplus = sorted(set(kwargs) - {"name", "trainable"})
+        surplus = sorted(set(kwargs) - {"name"})
         if surplus:
             raise TypeError(f"OPTBackbone has no arguments {listed(surplus)}")
         config = ModelConfig(
@@ -197,6 +199,8 @@ class OPTBackbone(keras.Model):
         self.intermediate_dim = intermediate_dim
         self.dropout = dropout
         self.max_sequence_length = max_sequence_length
+        if not trainable:  # Keras's own argument leaves the layers within as they are
+            self.trainable = False
 
     def finish(self, x: Any) -> Any:
         """What follows the last layer: [..., hidden] to the states that `logits` takes."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from exporter.opt.backbone import OPTBackbone
 from exporter.opt.keras_backend import keras
-from exporter.opt.layers import MASKED, CacheStep
+from exporter.opt.layers import MASKED, SEEN, CacheStep
 
 ops = keras.ops
 
@@ -80,4 +80,4 @@ def _plan_step(
         ],
         axis=-1,
     )
-    return CacheStep(batch, sequence, total, indices, ops.where(seen, 0.0, MASKED))
+    return CacheStep(batch, sequence, total, indices, ops.where(seen, SEEN, MASKED))

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from exporter.opt import optimizers, training_data
+from exporter.errors import full_name
+from exporter.opt import model_sampler, optimizers, training_data
 from exporter.opt.backbone import OPTBackbone
 from exporter.opt.keras_backend import keras
 from exporter.opt.keras_decoder import KerasDecoder
+from exporter.opt.layers import check_positions
 from exporter.opt.lora import LoRA
 from exporter.opt.preprocessor import OPTCausalLMPreprocessor
 from exporter.presets.listing import PresetListing
@@ -74,7 +76,8 @@ class CausalLM(keras.Model):
         """
         from exporter.presets.transformers_writer import export_model
 
-        tokenizer = None if self.preprocessor is None else self.preprocessor.tokenizer
+        preprocessor = self.text_preprocessor
+        tokenizer = None if preprocessor is None else preprocessor.tokenizer
         export_model(self.backbone, tokenizer, path, max_shard_size, self.end_token_ids)
 
     def compile(
@@ -119,22 +122,27 @@ class CausalLM(keras.Model):
         """What `compile_from_config` compiles the model with: Keras's values and the sampler.
 
         And whether the optimizer has state, which Keras would expect of one that has taken no step.
+        Both stand among what describes the optimizer, where Keras's own models, of which
+        `keras.models.clone_model` makes one, do not look at them.
         """
-        known = samplers.find_class(type(self.sampler).__name__) is type(self.sampler)
-        serialize = samplers.serialize if known else keras.saving.serialize_keras_object
-        built = self.optimizer is not None and self.optimizer.built
-        own = {"sampler": serialize(self.sampler), "optimizer_is_built": built}
-        return {**super().get_compile_config(), **own}
+        config = super().get_compile_config()
+        if not config:  # not compiled
+            return config
+        sampler = model_sampler.serialize(self.sampler)
+        if config["optimizer"] is None:
+            return {**config, "sampler": sampler}
+        own = {"sampler": sampler, "is_built": self.optimizer.built}
+        return {**config, "optimizer": {**config["optimizer"], **own}}
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles the model as the one that gave `config`; Keras calls it when it loads a model."""
-        sampler = config["sampler"]
-        if samplers.find_class(sampler["class_name"]) is None:  # one of the user's own
-            sampler = keras.saving.deserialize_keras_object(sampler)
-        own = ("sampler", "optimizer_is_built")
-        others = {name: value for name, value in config.items() if name not in own}
-        self.compile(**keras.saving.deserialize_keras_object(others), sampler=sampler)
-        if config["optimizer_is_built"]:
+        own = config if config["optimizer"] is None else config["optimizer"]
+        others = {name: value for name, value in config.items() if name != "sampler"}
+        self.compile(
+            **keras.saving.deserialize_keras_object(others),
+            sampler=model_sampler.deserialize(own["sampler"]),
+        )
+        if own.get("is_built"):
             self.optimizer.build(self.trainable_variables)  # for its state to be loaded into
 
     def fit(
@@ -168,14 +176,15 @@ class CausalLM(keras.Model):
             (x, y, sample_weight), validation_data = training_data.split(
                 (x, y, sample_weight), validation_split
             )
+        preprocessor = self._fitting_preprocessor()
         data = training_data.dataset(
-            self.preprocessor, x, y, sample_weight, batch_size=batch_size, shuffle=shuffle
+            preprocessor, x, y, sample_weight, batch_size=batch_size, shuffle=shuffle
         )
         if validation_data is not None:
             parts = validation_data if isinstance(validation_data, tuple) else (validation_data,)
             batched = isinstance(parts[0], training_data.BATCHED)
             size = None if batched else validation_batch_size or batch_size
-            validation_data = training_data.dataset(self.preprocessor, *parts, batch_size=size)
+            validation_data = training_data.dataset(preprocessor, *parts, batch_size=size)
         return super().fit(
             data,
             epochs=epochs,
@@ -201,14 +210,15 @@ class CausalLM(keras.Model):
     ) -> Any:
         """`keras.Model.evaluate` on what `fit` takes."""
         if not kwargs.get("_use_cached_eval_dataset"):  # inside fit, which has preprocessed it
-            x = training_data.dataset(self.preprocessor, x, y, sample_weight, batch_size=batch_size)
+            preprocessor = self._fitting_preprocessor()
+            x = training_data.dataset(preprocessor, x, y, sample_weight, batch_size=batch_size)
         return super().evaluate(x, verbose=verbose, **kwargs)
 
     def predict(
         self, x: Any, batch_size: int | None = None, verbose: Any = "auto", **kwargs: Any
     ) -> Any:
         """`keras.Model.predict`: logits [batch, sequence, vocabulary] of strings or tokens."""
-        data = training_data.dataset(self.preprocessor, x, batch_size=batch_size)
+        data = training_data.dataset(self._fitting_preprocessor(), x, batch_size=batch_size)
         return super().predict(data, verbose=verbose, **kwargs)
 
     def train_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, **kwargs: Any) -> Any:
@@ -224,20 +234,42 @@ class CausalLM(keras.Model):
         return super().predict_on_batch(self._batch(x)[0])
 
     def _batch(self, x: Any, y: Any = None, sample_weight: Any = None) -> tuple[Any, Any, Any]:
-        batch = training_data.preprocess(self.preprocessor, x, y, sample_weight)
+        batch = training_data.preprocess(self._fitting_preprocessor(), x, y, sample_weight)
         return keras.utils.unpack_x_y_sample_weight(batch)
 
+    def _fitting_preprocessor(self) -> Any:
+        """The preprocessor, if there is a position for each token that it makes."""
+        length = getattr(self.preprocessor, "sequence_length", None)
+        check_positions(length, self.backbone.max_sequence_length, "the preprocessor's sequence_length")
+        return self.preprocessor
+
+    @property
+    def text_preprocessor(self) -> OPTCausalLMPreprocessor | None:
+        """The preprocessor, which training takes any callable for, as one with a tokenizer.
+
+        Raises:
+            ValueError: if it is none.
+        """
+        preprocessor = self.preprocessor
+        if preprocessor is None or isinstance(preprocessor, OPTCausalLMPreprocessor):
+            return preprocessor
+        raise ValueError(
+            "the preprocessor must be an exporter.OPTCausalLMPreprocessor to generate, save or export, "
+            f"got a {full_name(type(preprocessor))}; set `model.preprocessor` to one, or to None"
+        )
+
     def _generator(self) -> Generator:
-        tokenizer = self.preprocessor.tokenizer if self.preprocessor else None
+        preprocessor = self.text_preprocessor
+        tokenizer = preprocessor.tokenizer if preprocessor else None
         positions = self.backbone.max_sequence_length
-        length = self.preprocessor.sequence_length if self.preprocessor else positions
+        length = preprocessor.sequence_length if preprocessor else positions
         if self._decoder is None or self._decoder_lora is not self.backbone.lora:
             self._decoder = KerasDecoder(self.backbone)  # it traces the layers as they are now
             self._decoder_lora = self.backbone.lora
         return Generator(
             self._decoder,
             tokenizer,
-            sampler=self.sampler,
+            sampler=model_sampler.seeded(self.sampler),
             max_length=min(length, positions),
             end_token_ids=self.end_token_ids,
         )
@@ -275,7 +307,7 @@ class CausalLM(keras.Model):
         **kwargs: Any,
     ) -> None:
         """`keras.Model.summary`, after what turns text into tokens where there is a preprocessor."""
-        if self.preprocessor is not None:
+        if isinstance(self.preprocessor, OPTCausalLMPreprocessor):
             tokenizer = self.preprocessor.tokenizer
             size = f"{tokenizer.vocabulary_size():,}"
             (print_fn or print)(
@@ -298,10 +330,14 @@ class OPTCausalLM(CausalLM):
         preprocessor: an `OPTCausalLMPreprocessor` or `None`.
         compile: whether to compile with the defaults; without, `fit` asks for it.
         end_token_ids: each ends a text; by default the tokenizer's end token. keras-hub has one only.
+        trainable: whether the weights are trained; `False` freezes the backbone too.
 
     Call arguments:
         a dictionary of `token_ids` and `padding_mask` [batch, sequence]. Returns the logits
         [batch, sequence, vocabulary].
+
+    Raises:
+        ValueError: if the backbone is none of this project's.
     """
 
     backbone_cls = OPTBackbone
@@ -314,8 +350,15 @@ class OPTCausalLM(CausalLM):
         *,
         compile: bool = True,
         end_token_ids: Sequence[int] | None = None,
+        trainable: bool = True,
         **kwargs: Any,
     ) -> None:
+        if not isinstance(backbone, OPTBackbone):
+            raise ValueError(
+                f"backbone must be an exporter.OPTBackbone, got a {full_name(type(backbone))}; "
+                "OPTBackbone.from_preset(folder) reads what keras-hub's save_to_preset(folder) writes"
+            )
+
         # === Functional Model ===
         inputs = backbone.input
         hidden_states = backbone(inputs)
@@ -330,6 +373,8 @@ class OPTCausalLM(CausalLM):
         # A functional model has no dtype of its own; Keras scales the loss by this one.
         self.dtype_policy = backbone.dtype_policy
         self.sampler = samplers.get("top_k")
+        if not trainable:  # a backbone that is frozen already stays so
+            self.trainable = False
         if compile:
             self.compile()
 

@@ -11,13 +11,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from exporter.opt.keras_backend import keras
 from exporter.opt.lora import QKV_PARTS, WHOLE, LowRankDense
 
 ops = keras.ops
-MASKED = -1e9  # added to attention scores; finite, so that a row with nothing to see stays finite
+# Added to attention scores; finite, so that a row with nothing to see stays finite. NumPy's scalars
+# keep their dtype, where a Python number would take that of `keras.config.floatx()`.
+SEEN, MASKED = np.float32(0.0), np.float32(-1e9)
 
 
 # The feed-forward activations that `graphs.contract.ACTIVATIONS` names.
@@ -74,6 +77,7 @@ class CacheStep:
     attention_bias: Any
 
 
+@keras.saving.register_keras_serializable(package="opt_onnx")
 class OPTAttention(keras.layers.Layer):
     """Multi-head self-attention with one fused query-key-value projection.
 
@@ -148,6 +152,7 @@ class OPTAttention(keras.layers.Layer):
         }
 
 
+@keras.saving.register_keras_serializable(package="opt_onnx")
 class OPTDecoderLayer(keras.layers.Layer):
     """One OPT decoder layer: attention and feed-forward, each with a norm and a residual.
 
@@ -253,6 +258,15 @@ class OPTDecoderLayer(keras.layers.Layer):
         }
 
 
+def check_positions(length: int | None, positions: int, name: str = "the length of token_ids") -> None:
+    """Raises `ValueError` if a sequence is longer than the position table; `None` is not known yet."""
+    if length is not None and length > positions:
+        raise ValueError(
+            f"{name} is {length}, more than the model's {positions} positions; "
+            f"make it {positions} or less"
+        )
+
+
 def build_token_table(name: str, vocabulary_size: int, width: int, dtype: Any) -> Any:
     """A table [vocabulary, width] that embeds tokens and, reversed, gives their logits."""
     return keras.layers.ReversibleEmbedding(
@@ -265,6 +279,7 @@ def build_token_table(name: str, vocabulary_size: int, width: int, dtype: Any) -
     )
 
 
+@keras.saving.register_keras_serializable(package="opt_onnx")
 class OPTEmbedding(keras.layers.Layer):
     """Token embedding plus learned position embedding.
 
@@ -313,7 +328,8 @@ class OPTEmbedding(keras.layers.Layer):
 
     def call(self, token_ids: Any) -> Any:
         """Args: token_ids int [batch, sequence]. Returns [batch, sequence, hidden]."""
-        positions = ops.arange(ops.shape(token_ids)[1])
+        check_positions(token_ids.shape[1], self.max_sequence_length)
+        positions = ops.arange(ops.shape(token_ids)[1], dtype="int32")
         return self._project(self.token_embedding(token_ids)) + self.position_embedding(positions)
 
     def call_with_positions(self, token_ids: Any, positions: Any) -> Any:
@@ -341,15 +357,16 @@ class OPTEmbedding(keras.layers.Layer):
         }
 
 
+@keras.saving.register_keras_serializable(package="opt_onnx")
 class CausalBias(keras.layers.Layer):
     """Turns a padding mask into the attention bias of a whole sequence."""
 
     def call(self, padding_mask: Any) -> Any:
         """Args: padding_mask [batch, sequence]. Returns float32 [batch, 1, sequence, sequence]."""
-        positions = ops.arange(ops.shape(padding_mask)[1])
+        positions = ops.arange(ops.shape(padding_mask)[1], dtype="int32")
         causal = positions[None, :] <= positions[:, None]
         seen = ops.logical_and(causal[None], ops.cast(padding_mask, "bool")[:, None, :])
-        return ops.where(seen, 0.0, MASKED)[:, None]
+        return ops.where(seen, SEEN, MASKED)[:, None]
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return (input_shape[0], 1, input_shape[1], input_shape[1])

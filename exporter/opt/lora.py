@@ -109,9 +109,19 @@ class LowRankDense(keras.layers.Dense):
         b_initializer: Any = "zeros",
         parts: Sequence[str] | None = None,
     ) -> None:
-        """Freezes the layer and gives parts of it, by default all, trainable pairs in float32."""
+        """Freezes the layer and gives parts of it, by default all, trainable pairs in float32.
+
+        Raises:
+            ValueError: if the layer is not built or has pairs already, or for a rank, an alpha or a
+                part that there is not.
+        """
+        if not self.built:
+            raise ValueError(f"{self.name} has no kernel to adapt yet; build the layer first")
         if self.pairs:
             raise ValueError(f"LoRA is already enabled on {self.path}")
+        LoRA.of(rank, lora_alpha)  # which refuses what is none
+        if parts is not None and not (parts and set(parts) <= set(self.parts)):
+            raise ValueError(f"parts must be some of {', '.join(self.parts)}; got {parts!r}")
         rows, width = self.kernel.shape[0], self.units // len(self.parts)
         self._tracker.unlock()  # as Keras does; there is no public way to add weights later
         for part in self.parts if parts is None else parts:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from pathlib import Path
 from typing import Any
 
 from exporter.errors import PresetError
 from exporter.opt.backbone import OPTBackbone
 from exporter.opt.causal_lm import CausalLM, OPTCausalLM
+from exporter.opt.keras_backend import keras
 from exporter.opt.preprocessor import OPTCausalLMPreprocessor
 from exporter.opt.tokenizer import OPTTokenizer
 from exporter.presets.adapted import merged, open_preset
@@ -16,6 +18,7 @@ from exporter.presets.folder import PresetFolder, TextFolder, read_text_folder
 from exporter.presets.handles import resolve_preset
 from exporter.weights import CheckpointWeights, WeightSource, read_weight
 
+_LOGGER = logging.getLogger(__name__)
 _NOT_GIVEN = object()
 _MODEL_OPTIONS = ("name", "trainable", "compile")
 
@@ -69,18 +72,26 @@ def load_causal_lm(
 
 
 def _assign_weights(backbone: OPTBackbone, source: WeightSource) -> None:
-    """Reads weights into a backbone, one tensor at a time."""
+    """Reads weights into a backbone, one tensor at a time; it may have fewer layers than there are."""
     variables = {variable.path: variable for variable in backbone.variables}
     for name in source.shapes:
-        variables[name].assign(read_weight(source, name))
+        if name in variables:
+            variables[name].assign(read_weight(source, name))
 
 
 def _build_backbone(
     cls: type[OPTBackbone], folder: PresetFolder, load_weights: bool, overrides: dict[str, Any]
 ) -> OPTBackbone:
-    arguments = {"dropout": folder.dropout, "dtype": folder.dtype, **overrides}
+    arguments = {"dropout": folder.dropout, "dtype": None, **overrides}
+    if (
+        arguments["dtype"] is None
+    ):  # Keras's own policy, whatever the preset was saved in, as in keras-hub
+        policy = keras.config.dtype_policy().name
+        if policy != folder.dtype:
+            _LOGGER.info("weights saved as %s are loaded as %s, Keras's policy", folder.dtype, policy)
     if not load_weights:
         return cls.from_sizes(folder.config, **arguments)
+    _check_sizes(folder, overrides)
     # The files first: sizes that they do not have are refused before a model of them is made.
     base = CheckpointWeights(folder)
     with contextlib.closing(merged(base, folder)) as source:
@@ -88,6 +99,23 @@ def _build_backbone(
         _assign_weights(backbone, source)
         backbone.padding_positions = base.padding_positions()
     return backbone
+
+
+def _check_sizes(folder: PresetFolder, overrides: dict[str, Any]) -> None:
+    """Weights are of the model that they were trained as; only layers may be left off at the end."""
+    sizes = folder.config.to_dict()
+    others = {
+        name: value for name, value in overrides.items() if name in sizes and value != sizes[name]
+    }
+    if type(layers := others.get("num_layers")) is int and 0 < layers < folder.config.num_layers:
+        del others["num_layers"]
+    if others:
+        asked = ", ".join(f"{name}={value!r:.80}" for name, value in others.items())
+        found = ", ".join(f"{name}={sizes[name]!r}" for name in others)
+        raise ValueError(
+            f"the weights of {folder.folder} are of a model with {found}, not {asked}; leave that out, "
+            "or give load_weights=False for a model with random weights"
+        )
 
 
 def _build_tokenizer(

@@ -63,12 +63,11 @@ def save_causal_lm(
     """
     check_shard_size(max_shard_size)
     check_format(Path(folder), "keras")
-    replaced = BACKBONE_FILES if model.preprocessor is None else BACKBONE_FILES + TOKENIZER_FILES
+    text = model.text_preprocessor
+    replaced = BACKBONE_FILES if text is None else BACKBONE_FILES + TOKENIZER_FILES
     with staged_files(Path(folder), replaced) as stage:
         backbone = _write_backbone(model.backbone, stage, max_shard_size, weights_dtype)
-        preprocessor = None
-        if model.preprocessor is not None:
-            preprocessor = _write_preprocessor(model.preprocessor, stage)
+        preprocessor = None if text is None else _write_preprocessor(text, stage)
         parts = [part for part in (backbone, preprocessor) if part is not None]
         task = keras_config.serialized(
             "OPTCausalLM",
