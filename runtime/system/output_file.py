@@ -38,13 +38,15 @@ def check_output(option: str, path: str | None) -> None:
         return
     target = Path(os.path.realpath(path))  # of a link that leads nowhere, where it would be made
     if target.is_dir() or path.endswith("/"):
-        raise ValueError(f"{option} {path} is a folder; name a file in it")
+        raise ValueError(f"{option}: {path} is a folder; name a file in it")
     if not target.parent.is_dir():
-        raise ValueError(f"{option} {path}: there is no folder {target.parent} to write into")
+        folder = Path(path).parent
+        missing = target.parent if folder.is_dir() else folder  # of a link's target, or as given
+        raise ValueError(f"{option}: there is no folder {missing} to write into")
     exists = os.path.lexists(target)
     if not os.access(target if exists else target.parent, os.W_OK):
-        what = "it" if exists else f"to its folder {target.parent}"
-        raise ValueError(f"{option} {path}: this user may not write {what}; name another file")
+        what = path if exists else f"to the folder of {path}"
+        raise ValueError(f"{option}: this user may not write {what}; name another file")
 
 
 class OutputFile:
@@ -149,8 +151,8 @@ class OutputFile:
             return lock_open_file(self._path, descriptor)
         except LockHeldError:
             raise ValueError(
-                f"{option} {self.name}: another process is writing to it right now; wait for it or "
-                "name another file"
+                f"{option}: another process is writing to {self.name} right now; wait for it "
+                "or name another file"
             ) from None
         except OSError as error:
             if error.errno not in NO_LOCKS:

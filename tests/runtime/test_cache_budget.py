@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -194,6 +196,50 @@ def test_where_the_system_does_not_tell_nothing_is_refused(
     monkeypatch.setattr(cache_budget, "SMALL_BYTES", 1)
     monkeypatch.setattr(cache_budget, "available_memory_bytes", lambda: None)
     assert make(None).generate("ab", max_length=30).startswith("ab")
+
+
+@pytest.mark.parametrize("available", [None, 10**12, 1000], ids=["untold", "much", "little"])
+def test_memory_that_the_system_refuses_after_all(
+    make: Any, decoder: Any, monkeypatch: pytest.MonkeyPatch, available: int | None
+) -> None:
+    """Under `ulimit -v`, or because another thread was faster: no bare `MemoryError`."""
+
+    def new_cache(*_: Any) -> Any:
+        raise MemoryError("Unable to allocate 31.5 MiB")
+
+    monkeypatch.setattr(cache_budget, "available_memory_bytes", lambda: available)
+    monkeypatch.setattr(type(decoder), "new_cache", new_cache)
+    generator = make(None)
+    with pytest.raises(CacheMemoryError, match=r"the system gave no more \(Unable to all") as raised:
+        generator.generate("ab", max_length=30)
+    assert raised.value.needed == cache_size(1, 30)
+    assert raised.value.allowed == (1000 if available == 1000 else 0)
+    assert generator.cache_bytes_in_use == 0
+    monkeypatch.undo()
+    assert generator.generate("ab", max_length=30).startswith("ab")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
+def test_a_limit_of_the_address_space_counts(toy_bundle: Any, repository: Any) -> None:
+    """`ulimit -v` with 100 MB more than the process has: 266 MB are refused with the figures."""
+    program = f"""
+import resource
+from runtime import CacheMemoryError, Generator
+generator = Generator.from_bundle({str(toy_bundle)!r}, threads=1)
+generator.generate("a")
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 100_000_000, -1))
+try:
+    generator.generate(["a"] * 8000, max_length=64)
+except CacheMemoryError as error:
+    print(error.needed, error.allowed)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, check=True
+    )
+    needed, allowed = map(int, done.stdout.split())
+    assert needed == cache_size(8000, 64)
+    assert 0 < allowed < 100_000_000
 
 
 @pytest.mark.skipif(available_memory_bytes() is None, reason="the system does not tell its memory")

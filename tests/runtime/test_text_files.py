@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from graphs.strict_json import parse_json
-from runtime.text_files import read_text
+from runtime.text_files import decode_text, read_text
 
 
 def test_text_is_read_up_to_its_limit(tmp_path: Path) -> None:
@@ -33,6 +33,34 @@ def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")  # opening it would never return
     with pytest.raises(ValueError, match="pipe is not a regular file"):
         read_text(tmp_path / "pipe", 10)
+
+
+@pytest.mark.parametrize("data", ["Zoë\n😀", "", "a", "\0\0", "a\0bc"])
+def test_text_of_a_person_is_utf_8_with_a_mark_or_without(data: str) -> None:
+    assert decode_text(data.encode(), "notes") == data
+    assert decode_text(data.encode("utf-8-sig"), "notes") == data
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("Zoë".encode("utf-16"), "notes is UTF-16, as .*convert it: iconv -f UTF-16 -t UTF-8"),
+        ("Zo".encode("utf-16-le"), "notes is UTF-16LE, as .*convert it: iconv -f UTF-16LE -t UTF-8"),
+        ("Zo".encode("utf-16-be"), "notes is UTF-16BE"),
+        ("Zoë".encode("utf-32"), "notes is UTF-32, as"),
+        ("Zo".encode("utf-32-le"), "notes is UTF-32LE"),
+        ("Zo".encode("utf-32-be"), "notes is UTF-32BE"),
+        (
+            b"a\nZo\xeb!",
+            "notes is not UTF-8: byte 3 of line 2 is 0xeb; it may be Windows-1252 or Latin-1",
+        ),
+        (b"\x8fa\x81", "notes is not UTF-8: byte 1 of line 1 is 0x8f; save it as UTF-8"),
+        ("é".encode()[:1], "byte 1 of line 1 is 0xc3"),
+    ],
+)
+def test_other_encodings_are_named(data: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        decode_text(data, "notes")
 
 
 def test_json_as_it_should_be() -> None:

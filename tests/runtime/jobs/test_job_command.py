@@ -346,9 +346,9 @@ def test_the_output_is_checked_before_the_bundle(
     def result(output: str, bundle: Path = tmp_path) -> tuple[int, str, str]:
         return run("--input", "-", "--output", output, stdin=lines({"prompt": "a"}), bundle=bundle)
 
-    assert_error(result(str(tmp_path)), f"--output {tmp_path} is a folder; name a file in it")
+    assert_error(result(str(tmp_path)), f"--output: {tmp_path} is a folder; name a file in it")
     missing = tmp_path / "missing" / "out.jsonl"
-    assert_error(result(str(missing)), f"--output {missing}: there is no folder {missing.parent}")
+    assert_error(result(str(missing)), f"--output: there is no folder {missing.parent} to write")
     assert_error(result(str(tmp_path / "out.jsonl")), "is no bundle: it has no manifest.json")
     assert list(tmp_path.iterdir()) == []
 

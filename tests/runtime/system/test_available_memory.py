@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from runtime.system.available_memory import available_memory_bytes
 
 GB = 10**9
+PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -36,6 +38,13 @@ GROUP_1 = {
     "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
     "sys/fs/cgroup/memory/memory.usage_in_bytes": "1\n",
 }
+ADDRESS_SPACE = {
+    "proc/self/limits": "Limit                     Soft Limit           Hard Limit           Units\n"
+    "Max data size             unlimited            unlimited            bytes\n"
+    f"Max address space         {2 * GB}           unlimited            bytes\n",
+    "proc/self/statm": f"{GB // PAGE} 5 5 5 0 5 0\n",
+}
+NO_LIMIT = {"proc/self/limits": "Max address space         unlimited   unlimited   bytes\n"}
 
 
 @pytest.mark.parametrize(
@@ -46,6 +55,8 @@ GROUP_1 = {
         ({**MACHINE, **GROUP_1}, GB + GB // 4),
         ({**MACHINE, "proc/self/cgroup": "0::/gone\n"}, 20_480_000_000),
         ({**GROUP_1, "sys/fs/cgroup/memory/box/memory.usage_in_bytes": f"{5 * GB}\n"}, 0),
+        ({**MACHINE, **ADDRESS_SPACE}, 2 * GB - GB // PAGE * PAGE),
+        ({**MACHINE, **ADDRESS_SPACE, **NO_LIMIT}, 20_480_000_000),
         ({"proc/meminfo": "MemTotal: 24000000 kB\n"}, None),
         ({}, None),
     ],
