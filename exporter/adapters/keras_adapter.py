@@ -122,8 +122,8 @@ def _adapter(
         for name, wanted in zip(pair, stored, strict=True):
             if shapes[name] != wanted or not rank:
                 raise CheckpointError(
-                    f"the adapter {origin} does not fit the base model: {name} is {shapes[name]}, and of "
-                    f"{target} it must be {wanted}; give the base that it was trained on"
+                    f"the adapter {origin} does not fit the base model: {name} is {shapes[name]}, and "
+                    f"of {target} it must be {wanted}; give the base that it was trained on"
                 )
             check_floats(reader, name)
         kernel = f"transformer_layer_{layer}/{dense}/kernel"
