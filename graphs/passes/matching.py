@@ -35,7 +35,12 @@ def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
 
 
 def only_user(value: ir.Value, op_type: str) -> ir.Node | None:
-    """The one node that uses a value, if it is of the given type; else `None`."""
+    """The one node that uses a value, if it is of the given type; else `None`.
+
+    A value that the graph gives out is used by whoever runs it, too.
+    """
+    if value.is_graph_output():
+        return None
     users = [use.node for use in value.uses()]
     return users[0] if len(users) == 1 and users[0].op_type == op_type else None
 

@@ -1,4 +1,4 @@
-"""Links in a preset's folder: those within it and those of the hub's cache are followed, no others."""
+"""Links in a preset's folder, of which few are followed, and pointers in the place of files."""
 
 from __future__ import annotations
 
@@ -93,3 +93,38 @@ def test_infinities_that_cancel_and_sums_that_overflow():
     assert [block is largest for block in finite_blocks([largest], "a")] == [True]
     with pytest.raises(CheckpointError, match="has 2 values"):
         list(finite_blocks([np.array([np.inf, -np.inf, 1], np.float32)], "a"))
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2\nsize 12345\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("h5", "config.json"),
+        ("h5", "model.weights.h5"),
+        ("h5", "tokenizer.json"),
+        ("h5", "preprocessor.json"),
+        ("h5", "assets/tokenizer/vocabulary.json"),
+        ("h5", "assets/tokenizer/merges.txt"),
+        ("safetensors", "config.json"),
+        ("safetensors", "model.safetensors"),
+        ("safetensors", "vocab.json"),
+        ("safetensors", "merges.txt"),
+        ("safetensors", "tokenizer.json"),
+        ("safetensors", "tokenizer_config.json"),
+        ("torch", "pytorch_model.bin"),
+        ("shards", "model.safetensors.index.json"),
+        ("shards", "model-00002-of-*.safetensors"),
+    ],
+)
+def test_a_pointer_of_git_lfs_is_called_one_in_the_place_of_any_file(tmp_path, kind, name):
+    preset = write_preset(tmp_path / "preset", kind)
+    path = next(preset.glob(name), preset / name)
+    path.write_text(POINTER, encoding="utf-8")
+    with pytest.raises((CheckpointError, PresetError)) as raised:
+        read_whole_preset(preset)
+    assert str(raised.value) == (
+        f"{path} is a pointer of Git LFS, which stands for the file until it is fetched; run "
+        "`git lfs pull` in its repository"
+    )

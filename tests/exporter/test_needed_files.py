@@ -56,7 +56,7 @@ def test_the_shards_that_an_index_lists(tmp_path, layout, index_name, shards):
     assert weight_files(layout, names, tmp_path.joinpath) == [index_name, *shards]
     with pytest.raises(HubFailure) as raised:
         weight_files(layout, names - {shards[1]}, tmp_path.joinpath)
-    assert str(raised.value) == f"it lacks the shards {[shards[1]]} that {index_name} lists"
+    assert str(raised.value) == f"it lacks the shards {shards[1]} that {index_name} lists"
 
 
 def test_shards_of_safetensors_come_before_pickles(tmp_path):
@@ -105,7 +105,7 @@ def test_a_folder_is_whole_when_all_shards_are_there(tmp_path):
         check_weights(tmp_path)
     (tmp_path / INDEX).write_text(index("a.safetensors", "b.safetensors"))
     (tmp_path / "a.safetensors").write_bytes(b"")
-    with pytest.raises(HubFailure, match=r"lacks the shards \['b.safetensors'\]"):
+    with pytest.raises(HubFailure, match=r"lacks the shards b\.safetensors that"):
         check_weights(tmp_path)
     (tmp_path / "b.safetensors").write_bytes(b"")
     check_weights(tmp_path)

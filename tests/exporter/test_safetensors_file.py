@@ -86,6 +86,24 @@ def test_every_truncation_of_a_safetensors_file_is_an_error(tmp_path):
     np.testing.assert_array_equal(SafetensorsReader(cut).read("a"), VALUES)
 
 
+@pytest.mark.parametrize(("kept", "values"), [(1, 11), (4, 11), (5, 10), (48, 0)])
+def test_a_file_that_is_cut_while_it_is_open_is_an_error(tmp_path, kept, values):
+    save_file({"w": VALUES}, str(tmp_path / "w"))
+    whole = (tmp_path / "w").read_bytes()
+    reader = SafetensorsReader(tmp_path / "w")
+    (tmp_path / "w").write_bytes(whole[:-kept])
+    with pytest.raises(CheckpointError) as raised:
+        reader.read("w")
+    assert str(raised.value) == (
+        f"{tmp_path / 'w'} was cut short while it was open: tensor 'w' has {values} of 12 values; "
+        "fetch the file again"
+    )
+    with pytest.raises(CheckpointError, match="was cut short while it was open"):
+        reader.read("w", 3)
+    (tmp_path / "w").write_bytes(whole)
+    np.testing.assert_array_equal(reader.read("w"), VALUES)
+
+
 def test_a_truncated_tensor_is_named(tmp_path):
     save_file({"w": VALUES}, str(tmp_path / "w"))
     data = (tmp_path / "w").read_bytes()
@@ -136,9 +154,21 @@ def test_a_bad_header_is_an_error(tmp_path, header):
 
 
 def test_an_unknown_dtype_is_named_with_the_known_ones(tmp_path):
-    path = write_raw(tmp_path / "a", {"w": entry("F8_E4M3", [4], 0, 4)}, bytes(4))
-    with pytest.raises(CheckpointError, match=r"dtype 'F8_E4M3' is not one of \['BF16', 'F16'"):
+    path = write_raw(tmp_path / "a", {"w": entry("F4", [4], 0, 4)}, bytes(4))
+    with pytest.raises(CheckpointError, match=r"dtype 'F4' is not one of \['BF16', 'F16'"):
         SafetensorsReader(path)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("I64", 8), ("BOOL", 1), ("U32", 4), ("F8_E4M3", 1)])
+def test_tensors_that_are_no_weights_may_be_in_a_file_and_are_not_read(tmp_path, dtype, size):
+    entries = {"n": entry(dtype, [2, 3], 0, 6 * size), "w": entry("F32", [1], 6 * size, 6 * size + 4)}
+    reader = SafetensorsReader(write_raw(tmp_path / "a", entries, bytes(6 * size + 4)))
+    assert reader.shapes == {"n": (2, 3), "w": (1,)}
+    assert reader.read("w") == 0
+    with pytest.raises(CheckpointError, match=rf"tensor 'n': dtype '{dtype}' is not one of"):
+        reader.read("n")
+    with pytest.raises(CheckpointError, match=f"takes {6 * size} bytes, but the header gives it 3"):
+        SafetensorsReader(write_raw(tmp_path / "b", {"n": entry(dtype, [2, 3], 0, 3)}, bytes(6 * size)))
 
 
 @pytest.mark.parametrize(

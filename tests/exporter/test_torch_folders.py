@@ -99,6 +99,6 @@ def test_a_missing_shard_is_named(write_folder):
     with pytest.raises(CheckpointError) as raised:
         OPTCausalLM.from_preset(str(folder))
     assert str(raised.value) == (
-        f"{folder} lacks the shards ['pytorch_model-00002-of-00003.bin'] that "
+        f"{folder} lacks the shards pytorch_model-00002-of-00003.bin that "
         "pytorch_model.bin.index.json lists"
     )

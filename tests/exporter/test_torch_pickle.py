@@ -238,7 +238,6 @@ DAMAGED = {
     "no end": b"\x80\x02}",
     "only an end": b".",
     "an empty stack": b"\x80\x02R.",
-    "below a mark": b"\x80\x02}K\x01(s.",
     "no mark": b"\x80\x02}u.",
     "a memo that was not kept": b"\x80\x02h\x07.",
     "no value to keep": b"\x80\x02q\x01.",
@@ -254,6 +253,30 @@ DAMAGED = {
 def test_damage_is_an_error(data):
     with pytest.raises(CheckpointError, match=r"^weights\.bin has a damaged pickle \(.*; fetch the"):
         read_state_dict(data, "weights.bin")
+
+
+ITEM = b"}" + text("w") + tensor()  # on the stack: a dict, a key and a value
+BELOW_A_MARK = {
+    "an item": ITEM + b"(s.",
+    "an item's dict": b"}(" + text("w") + tensor() + b"s.",
+    "a tuple of one": ITEM + b"(\x850s.",
+    "a tuple of two": b"}" + text("w") + whole(1) + whole(2) + b"(\x86.",
+    "a tuple of three": whole(1) * 3 + b"(\x87.",
+    "what is kept": ITEM + b"(q\x01h\x01.",
+    "what is called": b"}" + text("w") + ORDERED_DICT + b")(R.",
+    "attributes": ITEM + b"s}(b.",
+    "what a list gets": b"]" + whole(1) + b"(a.",
+    "the name of a storage": b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0")
+    + text("cpu") + whole(12) + b"t(Q.",
+    "a name": b"\x8c\x05torch\x8c\x0cFloatStorage(\x93.",
+    "the result": ITEM + b"s(.",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("data", BELOW_A_MARK.values(), ids=BELOW_A_MARK)
+def test_no_instruction_takes_a_value_from_below_a_mark(data):
+    with pytest.raises(CheckpointError, match="IndexError: an instruction takes a value that is not"):
+        read_state_dict(b"\x80\x04" + data, "weights.bin")
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ import numpy as np
 import onnx
 import pytest
 
-from exporter import export, export_bundle
+from exporter import export, export_bundle, verification
 from exporter.errors import ExportError
+from graphs.contract import ModelConfig
 from graphs.manifest import read_manifest
 from runtime.stored_probe import check_probe, make_probe, open_for_probe
 from tests.exporter.export_helpers import (
@@ -226,3 +227,88 @@ def test_without_onnx_runtime_the_reason_is_one_line(toy_preset, tmp_path, monke
     assert "ONNX Runtime is not installed or does not load (blocked)" in line
     assert "opt-onnx[cpu]" in line
     assert not (tmp_path / "b").exists()
+
+
+# === How much may differ ===
+
+WEIGHT_ERRORS = {"fp32": 0.001, "fp16": 0.01, "int8": 0.15, "int4": 0.6}  # of the standard deviation
+
+
+def compare(monkeypatch, precision, error):
+    """Verifies logits that differ from Keras's by a share of their standard deviation, each by it."""
+    config = ModelConfig(50, 1, 1, 4, 4, 32)
+    expected = np.random.default_rng(0).normal(0, 3, (2, 16, 50)).astype("float32")
+    compared = np.stack([expected[0, 11:16], expected[1, 6:11]])
+    signs = np.where(np.indices(compared.shape).sum(axis=0) % 2, 1, -1)
+    found = {
+        "logits": compared + error * compared.std() * signs,
+        "peak_memory_bytes": 1,
+        "probe": "null",
+    }
+    monkeypatch.setattr(verification.layer_walk, "logits", lambda *_: expected)
+    monkeypatch.setattr(verification, "_run", lambda *_: found)
+    return verification.verify_logits(None, config, None, precision)
+
+
+@pytest.mark.parametrize("precision", WEIGHT_ERRORS)
+def test_what_may_differ_is_fixed_for_each_precision(monkeypatch, precision):
+    allowed = WEIGHT_ERRORS[precision]
+    found = compare(monkeypatch, precision, 0.99 * allowed)
+    assert found.difference == pytest.approx(0.99 * allowed, rel=1e-3)
+    assert found.mean_difference == pytest.approx(0.99 * allowed, rel=1e-3)
+    with pytest.raises(ExportError, match=f"standard deviation; at most {allowed} is allowed"):
+        compare(monkeypatch, precision, 1.01 * allowed)
+
+
+def test_the_largest_error_counts_where_weights_are_floats_and_the_mean_where_they_are_codes(
+    monkeypatch,
+):
+    once = np.zeros((2, 5, 50))
+    once[0, 2, 7] = 0.5
+    for precision in ("int8", "int4"):
+        assert compare(monkeypatch, precision, once).difference == pytest.approx(0.5, rel=1e-3)
+    with pytest.raises(ExportError, match=r"by 5\.00e-01 of"):
+        compare(monkeypatch, "fp32", once)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize(
+    ("name", "alter"),
+    [
+        ("transformer_layer_0/intermediate/kernel", lambda codes: np.roll(codes, 1, axis=0)),
+        ("transformer_layer_1/attention/output/kernel", np.zeros_like),
+        ("embeddings/token_embedding/embeddings", lambda codes: codes[::-1]),
+    ],
+    ids=["rows turned", "a matrix of zeros", "tokens in another order"],
+)
+def test_a_damaged_bundle_of_codes_is_refused(
+    toy_preset, tmp_path, monkeypatch, precision, name, alter
+):
+    """Codes that are other numbers than the weights' are told from what rounding costs."""
+    export_bundle(toy_preset, tmp_path / "good", precision=precision)
+    write = export.write_weights
+
+    def write_other(recipes, *args):
+        def changed():
+            for recipe in recipes:
+                stored = [tensor.name for tensor in recipe.tensors if tensor.name.startswith(name)]
+                if not stored:
+                    yield recipe
+                    continue
+                touched.append(name)
+                make = recipe.make
+
+                def first_altered(make=make):
+                    for i, array in enumerate(make()):
+                        yield np.ascontiguousarray(alter(array.copy())) if i == 0 else array
+
+                yield replace(recipe, make=first_altered)
+
+        return write(changed(), *args)
+
+    touched = []
+    monkeypatch.setattr(export, "write_weights", write_other)
+    with pytest.raises(ExportError, match="its logits differ from Keras's by"):
+        export_bundle(toy_preset, tmp_path / "bad", precision=precision)
+    assert touched
+    assert not (tmp_path / "bad").exists()

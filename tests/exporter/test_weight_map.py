@@ -215,7 +215,7 @@ def test_all_problems_come_in_one_error(toy_config):
     del tensors[f"{prefix}layers.0.fc1.bias"], tensors[f"{prefix}embed_tokens.weight"]
     tensors[f"{prefix}layers.1.fc1.weight"] = np.zeros((32, 64), np.float32)  # transposed
     tensors[f"{prefix}embed_positions.weight"] = np.zeros((64, 32), np.float32)  # without the two rows
-    tensors["lm_head.bias"] = np.zeros(3, np.float32)
+    tensors["decoder.layers.5.fc2.bias"] = np.zeros(3, np.float32)
     tensors[f"{prefix}project_in.weight"] = np.zeros((3, 3), np.float32)
     with pytest.raises(CheckpointError) as raised:
         bind_checkpoint(HUGGING_FACE, toy_config, reader, "some/folder")
@@ -224,15 +224,17 @@ def test_all_problems_come_in_one_error(toy_config):
         "2 missing: model.decoder.embed_tokens.weight, model.decoder.layers.0.fc1.bias; "
         "2 mis-shaped: model.decoder.embed_positions.weight is (64, 32), expected (66, 32), "
         "model.decoder.layers.1.fc1.weight is (32, 64), expected (64, 32); "
-        "2 surplus: lm_head.bias, model.decoder.project_in.weight"
+        "2 surplus: decoder.layers.5.fc2.bias, model.decoder.project_in.weight. "
+        "The file has layers up to 5, and the configuration 2"
     )
 
 
 def test_a_checkpoint_of_more_layers_is_surplus(toy_config):
     reader = random_reader(KERAS_PRESET, toy_config)
     fewer = ModelConfig(**{**toy_config.to_dict(), "num_layers": 1})
-    with pytest.raises(CheckpointError, match="16 surplus: layers/transformer_decoder_1/"):
+    with pytest.raises(CheckpointError, match="16 surplus: layers/transformer_decoder_1/") as raised:
         bind_checkpoint(KERAS_PRESET, fewer, reader, "here")
+    assert str(raised.value).endswith("The file has layers up to 1, and the configuration 1")
 
 
 def test_a_long_list_of_problems_is_cut_and_counted(toy_config):
@@ -240,11 +242,96 @@ def test_a_long_list_of_problems_is_cut_and_counted(toy_config):
         bind_checkpoint(HUGGING_FACE, BIG, DictReader({}), "here")
     count = 4 + 16 * BIG.num_layers
     assert f"{count} missing: " in str(raised.value)
-    many = DictReader({f"t{i:03}": np.zeros(1, np.float32) for i in range(120)})
+    assert len(str(raised.value)) < 500
+    many = DictReader(
+        {f"decoder.layers.{i:03}.fc1.bias": np.zeros(1, np.float32) for i in range(3, 120)}
+    )
     with pytest.raises(CheckpointError) as raised:
         bind_checkpoint(HUGGING_FACE, BIG, many, "here")
-    assert "120 surplus: t000, t001" in str(raised.value)
-    assert str(raised.value).endswith("t099, and 20 more")
+    assert "117 surplus: decoder.layers.003.fc1.bias, " in str(raised.value)
+    assert "decoder.layers.007.fc1.bias, and 112 more" in str(raised.value)
+    assert len(str(raised.value)) < 1000
+
+
+# === What is no part of a model ===
+
+NO_PART = {
+    "decoder.version": np.zeros(1, np.float32),
+    "v_head.summary.weight": np.zeros((1, 32), np.float32),
+    "model.decoder.embed_positions.position_ids": np.arange(8),
+    "lm_head.bias": np.zeros(3, np.float32),
+    "steps": np.zeros((), np.int64),
+    "nothing": np.zeros(0, np.float32),
+    "a" * 100_000: np.zeros(1, np.float32),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_tensors_that_are_no_part_of_the_model_are_told_and_left_out(name, toy_config, caplog):
+    reader = random_reader(FORMATS[name], toy_config)
+    expected = bind_checkpoint(FORMATS[name], toy_config, reader, "here")
+    assert not caplog.messages
+    reader.tensors |= NO_PART
+    assert bind_checkpoint(FORMATS[name], toy_config, reader, "here") == expected
+    (told,) = caplog.messages
+    assert told.startswith("here holds 7 tensors that are no part of an OPT model and are not used: a")
+    assert told.endswith("v_head.summary.weight") or told.endswith("and 2 more")
+    assert len(told) < 500
+
+
+def test_whole_numbers_are_no_weights(toy_config):
+    reader = random_reader(HUGGING_FACE, toy_config)
+    name = "model.decoder.layers.0.fc1.weight"
+    reader.tensors[name] = reader.tensors[name].astype(np.int8)
+    with pytest.raises(CheckpointError, match="holds values of type int8, and weights are floats"):
+        bind_checkpoint(HUGGING_FACE, toy_config, reader, "here")
+
+
+WRAPPED = ("module.", "_orig_mod.", "base_model.model.", "module._orig_mod.", "_fsdp_wrapped_module.")
+
+
+@pytest.mark.parametrize("start", WRAPPED)
+def test_what_training_libraries_put_before_names_is_taken_off(start, toy_config):
+    reader = random_reader(HUGGING_FACE, toy_config)
+    plain = {t.name: t.read(reader) for t in bind_checkpoint(HUGGING_FACE, toy_config, reader, "here")}
+    reader.tensors = {start + name: values for name, values in reader.tensors.items()}
+    for target in bind_checkpoint(HUGGING_FACE, toy_config, reader, "here"):
+        np.testing.assert_array_equal(target.read(reader), plain[target.name])
+    reader.tensors = {
+        name.replace(".fc1", "._checkpoint_wrapped_module.fc1"): values
+        for name, values in reader.tensors.items()
+    }
+    for target in bind_checkpoint(HUGGING_FACE, toy_config, reader, "here"):
+        np.testing.assert_array_equal(target.read(reader), plain[target.name])
+    reader.tensors["module.model.decoder.layers.0.fc1.bias"] = np.zeros(64, np.float32)
+    reader.tensors["model.decoder.layers.0.fc1.bias"] = np.zeros(64, np.float32)
+    with pytest.raises(CheckpointError, match=r"holds model\.decoder\.layers\.0\.fc1\.bias twice, as "):
+        bind_checkpoint(HUGGING_FACE, toy_config, reader, "here")
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 32)])
+def test_empty_tensors_of_zero_3_are_called_that(shape, toy_config):
+    reader = random_reader(HUGGING_FACE, toy_config)
+    reader.tensors = {
+        name: np.zeros(shape, np.float32) if name.endswith("weight") else values
+        for name, values in reader.tensors.items()
+    }
+    with pytest.raises(CheckpointError) as raised:
+        bind_checkpoint(HUGGING_FACE, toy_config, reader, "here")
+    assert str(raised.value) == (
+        "19 of the 36 tensors of here are empty, model.decoder.embed_tokens.weight, "
+        "model.decoder.embed_positions.weight, and 17 more: they were saved without gathering the "
+        "shards of ZeRO-3 or FSDP; run DeepSpeed's zero_to_fp32.py on the training checkpoint, or save again "
+        "with stage3_gather_16bit_weights_on_model_save"
+    )
+
+
+def test_pairs_beside_the_weights_are_not_left_out_in_silence(toy_config):
+    reader = random_reader(HUGGING_FACE, toy_config)
+    pair = "base_model.model.model.decoder.layers.0.fc1.lora_A.default.weight"
+    reader.tensors[pair] = np.zeros((2, 32), np.float32)
+    with pytest.raises(CheckpointError, match=r"holds LoRA pairs beside the weights, .*as an adapter"):
+        bind_checkpoint(HUGGING_FACE, toy_config, reader, "here")
 
 
 @pytest.mark.parametrize("prefix", ["model.decoder.", "decoder."])

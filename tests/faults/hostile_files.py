@@ -76,6 +76,7 @@ def _nan(value: float) -> Maker:
     return make
 
 
+_EMPTY = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
 _F32 = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 
 SAFETENSORS = (
@@ -98,10 +99,10 @@ SAFETENSORS = (
          _first(shape=[2**40], data_offsets=[0, 2**42]), "is truncated: tensor"),
     Kind("tensors that overlap", "safetensors", _header(lambda h: h.update(a=_F32, b=_F32)), "overlap"),
     Kind("a tensor twice", "safetensors", _raw_header(b'{"a":{},"a":{}}'), "gives the name 'a' twice"),
-    Kind("an unknown dtype", "safetensors", _first(dtype="F8_E4M3"), "dtype 'F8_E4M3' is not one of"),
-    Kind("100,000 surplus tensors", "safetensors", _header(lambda h: h.update(
-         {str(i): {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(100_000)})),
-         "and 99900 more"),
+    Kind("an unknown dtype", "safetensors", _first(dtype="F4"), "dtype 'F4' is not one of"),
+    Kind("100,000 layers too many", "safetensors", _header(lambda h: h.update(
+         {f"decoder.layers.{i + 9}.fc1.bias": _EMPTY for i in range(100_000)})),
+         "100000 of the "),
     Kind("a NaN among the weights", "safetensors", _nan(np.nan), "NaN or infinite"),
     Kind("an infinity among the weights", "safetensors", _nan(-np.inf), "NaN or infinite"),
 )  # fmt: skip

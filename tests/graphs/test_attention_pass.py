@@ -258,6 +258,20 @@ OTHERS = {
         ("=> (float[t, 16] y,", "=> (float[t, 16] y, float[n, 2, s, 8] extra,"),
         ("    rows =", "    extra = Abs (weighted)\n    rows ="),
     ],
+    "weights that others use afterwards": [
+        ("=> (float[t, 16] y,", "=> (float[t, 16] y, float[n, 2, s, u] extra,"),
+        ("    rows =", "    extra = Abs (weights)\n    rows ="),
+    ],
+    "weights that are given out": [
+        ("=> (float[t, 16] y,", "=> (float[t, 16] y, float[n, 2, s, u] weights,")
+    ],
+    "an output that others use afterwards": [
+        ("=> (float[t, 16] y,", "=> (float[t, 16] y, float[n, 2, s, 8] extra,"),
+        ("(rows, flat)", "(rows, flat)\n    extra = Abs (weighted)"),
+    ],
+    "an output that is given out": [
+        ("=> (float[t, 16] y,", "=> (float[t, 16] y, float[n, 2, s, 8] weighted,")
+    ],
     "an output by heads": [
         ("=> (float[t, 16] y,", "=> (float[n, s, 2, 8] y,"),
         ("Reshape (rows, flat)", "Abs (rows)"),

@@ -45,6 +45,11 @@ OTHERS = {
         ("(float[n, 5] y)", "(float[n, 5] y, float[n, 5] z)"),
         ("    y =", "    z = Abs (product)\n    y ="),
     ],
+    "a product that others use afterwards": [
+        ("(float[n, 5] y)", "(float[n, 5] y, float[n, 5] z)"),
+        ("(product, bias)", "(product, bias)\n    z = Abs (product)"),
+    ],
+    "a product that is given out": [("(float[n, 5] y)", "(float[n, 5] y, float[n, 5] product)")],
     "a computed bias": [
         ("    y = Add (product, bias)", "    b = Abs (bias)\n    y = Add (product, b)")
     ],

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -235,6 +236,11 @@ BAD: list[tuple[str, Any, str]] = [
     *(
         ("weights.name", name, "a bundle's files have plain names, got")
         for name in (None, 5, "", ".", "..", "../a", "/a", "a/b", "a\\b", "a:b", "a\0b", ["a"])
+    ),
+    *(
+        ("weights.name", f"weights{mark}.bin", re.escape(ascii(f"weights{mark}.bin")))
+        # What a terminal would carry out, or not show: line ends, escapes, other directions, no width.
+        for mark in "\n\r\t\x1b\x7f\x85\u2028\u202e\u200b\ufeff\ud800"
     ),
     ("tokenizer", ..., "lacks the value 'tokenizer'"),
     ("tokenizer", None, "is not valid"),
