@@ -1,0 +1,57 @@
+"""Finds this project's packages, whose plain names an application may use for its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+
+HOME = os.path.dirname(os.path.abspath(__file__))
+NAMES = ("bench", "exporter", "graphs", "runtime")
+
+
+def check_packages(*names: str) -> None:
+    """Looks for packages without importing them.
+
+    Raises:
+        ImportError: if what would be imported under a name is not this project's, with its file.
+    """
+    for name in names:
+        found = _place(name)
+        if os.path.dirname(found) != os.path.join(HOME, name) and not _is_same(found, name):
+            raise ImportError(
+                f"{found or 'nothing'} is found where opt-onnx needs its own package {name!r}, in "
+                f"{HOME}; rename it, or put {HOME} before its folder on Python's search path",
+                name=name,
+                path=found,
+            )
+
+
+def _place(name: str) -> str:
+    """The file or folder that an import would take; empty if there is none."""
+    if (module := sys.modules.get(name)) is not None:
+        return getattr(module, "__file__", None) or str(module)
+    spec = importlib.util.find_spec(name)
+    if spec is None:
+        return ""
+    return spec.origin or next(iter(spec.submodule_search_locations or []), "")
+
+
+def _is_same(found: str, name: str) -> bool:
+    """Whether it is this project's under another path."""
+    try:
+        return os.path.samefile(os.path.dirname(found), os.path.join(HOME, name))
+    except OSError:
+        return False
+
+
+def run_command(command: str, module: str) -> int:
+    """Runs the `main` of a module; 2 after one sentence where the module cannot be imported."""
+    try:
+        check_packages(*NAMES)
+        main = importlib.import_module(module).main
+    except ImportError as error:
+        print(f"{command}: {error}", file=sys.stderr)
+        return 2
+    code: int = main()
+    return code
