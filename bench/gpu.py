@@ -162,7 +162,7 @@ def _run_section(
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
-            env=python_environment(**section.environment),
+            env=python_environment(section.environment),
             start_new_session=True,  # ended with what it starts, torch's compilers for one
         )
         try:

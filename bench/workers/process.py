@@ -216,7 +216,9 @@ def _last_lines(text: str) -> str:
 def worker_environment(threads: int) -> dict[str, str]:
     """Environment variables of a worker."""
     return python_environment(
-        OMP_NUM_THREADS=str(threads),
-        CUDA_VISIBLE_DEVICES="-1",  # all systems on the CPU
-        HF_HUB_OFFLINE="1",
+        {
+            "OMP_NUM_THREADS": str(threads),
+            "CUDA_VISIBLE_DEVICES": "-1",  # all systems on the CPU
+            "HF_HUB_OFFLINE": "1",
+        }
     )

@@ -12,7 +12,7 @@ import contextlib
 import os
 import site
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 HOME = Path(__file__).absolute().parents[2]
@@ -69,12 +69,14 @@ def python_command(
     return [python or _interpreter(), "-P", *options, "-c", start, *arguments]
 
 
-def python_environment(*, untrusted: Collection[Path] = (), **changes: str) -> dict[str, str]:
+def python_environment(
+    changes: Mapping[str, str] | None = None, *, untrusted: Collection[Path] = ()
+) -> dict[str, str]:
     """Environment variables of a child: this process's without places in the working folder.
 
     Args:
-        untrusted: folders of a stranger's; places in them are left out too.
         changes: further variables.
+        untrusted: folders of a stranger's; places in them are left out too.
     """
     environment = dict(os.environ)
     for name in set(SEARCHED) & set(environment):
@@ -82,7 +84,7 @@ def python_environment(*, untrusted: Collection[Path] = (), **changes: str) -> d
         environment[name] = os.pathsep.join(entries)
         if not entries:
             del environment[name]
-    return {**environment, "PYTHONSAFEPATH": "1", **changes}
+    return {**environment, "PYTHONSAFEPATH": "1", **(changes or {})}
 
 
 @contextlib.contextmanager
