@@ -47,6 +47,8 @@ def _is_same(found: str, name: str) -> bool:
 
 def run_command(command: str, module: str) -> int:
     """Runs the `main` of a module; 2 after one sentence where the module cannot be imported."""
+    # Keras loads it where it is installed, and it reads a `matplotlibrc` of the working folder.
+    sys.modules["matplotlib"] = None  # type: ignore[assignment]
     try:
         check_packages(*NAMES)
         main = importlib.import_module(module).main
