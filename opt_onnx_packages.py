@@ -1,4 +1,9 @@
-"""Finds this project's packages, whose plain names an application may use for its own."""
+"""Finds this project's packages, whose plain names an application may use for its own.
+
+    python -P -m opt_onnx_packages COMMAND ...
+
+is what the commands' scripts run.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,11 @@ import sys
 
 HOME = os.path.dirname(os.path.abspath(__file__))
 NAMES = ("bench", "exporter", "graphs", "runtime")
+COMMANDS = {
+    "opt-bench": "bench.opt_bench",
+    "opt-export": "exporter.cli",
+    "opt-generate": "runtime.cli",
+}
 
 
 def check_packages(*names: str) -> None:
@@ -45,15 +55,20 @@ def _is_same(found: str, name: str) -> bool:
         return False
 
 
-def run_command(command: str, module: str) -> int:
-    """Runs the `main` of a module; 2 after one sentence where the module cannot be imported."""
+def main() -> int:
+    """Runs the command of the first argument; 2 after one sentence if its packages are not there."""
+    command = sys.argv.pop(1)
     # Keras loads it where it is installed, and it reads a `matplotlibrc` of the working folder.
     sys.modules["matplotlib"] = None  # type: ignore[assignment]
     try:
         check_packages(*NAMES)
-        main = importlib.import_module(module).main
+        run = importlib.import_module(COMMANDS[command]).main
     except ImportError as error:
         print(f"{command}: {error}", file=sys.stderr)
         return 2
-    code: int = main()
+    code: int = run()
     return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
