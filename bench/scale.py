@@ -217,23 +217,24 @@ def measure(
 
 def _export(checkpoint: Path, precision: str, target: str, bundle: Path) -> Export:
     _drop_from_page_cache(checkpoint)
-    command = python_command("-m", "exporter.cli", "--preset", f"{checkpoint}", "--quiet")
-    command += ["--precision", precision, "--target", target, "--output", f"{bundle}"]
+    arguments = ["--preset", f"{checkpoint}", "--quiet", "--verify", "graph"]
+    arguments += ["--precision", precision, "--target", target, "--output", f"{bundle}"]
     started = time.perf_counter()
-    peak = _run_child([*command, "--verify", "graph"])
+    peak = _run_child("exporter.cli", *arguments)
     seconds = time.perf_counter() - started
     return Export(seconds, peak, _size(checkpoint), _size(bundle), _copy_speed(bundle))
 
 
-def _run_child(command: list[str]) -> int:
+def _run_child(module: str, *arguments: str) -> int:
     """Runs a command; the peak memory of it or of a process that it ran, in bytes."""
+    command = python_command("-m", module, *arguments)
     process = subprocess.Popen(command, stderr=subprocess.PIPE, env=python_environment())
     assert process.stderr is not None
     told = process.stderr.read().decode(errors="replace").strip()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise ValueError(f"{' '.join(command[1:])} failed: {told}")
+        raise ValueError(f"{' '.join([module, *arguments])} failed: {told}")
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

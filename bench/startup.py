@@ -206,7 +206,7 @@ def _start_command(bundle: Path, options: argparse.Namespace) -> float:
     )
     seconds = time.perf_counter() - started
     if result.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed: {result.stderr.strip()}")
+        raise RuntimeError(f"{COMMAND_MODULE} failed: {result.stderr.strip()}")
     return seconds
 
 
