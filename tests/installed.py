@@ -17,9 +17,9 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parents[1]
 PACKAGES = ("bench", "exporter", "graphs", "runtime")
 MODULE = "opt_onnx_packages.py"
-NEEDED = ("numpy", "tokenizers", "onnxruntime", "tensorflow")
+NEEDED = ("numpy", "tokenizers", "onnxruntime", "h5py", "tensorflow")
 # What Python and site look for at their start, and what is imported only by name or in some runs.
-MORE_NAMES = (*NEEDED, "encodings", "h5py", "matplotlib", "sitecustomize", "usercustomize")
+MORE_NAMES = (*NEEDED, "encodings", "matplotlib", "sitecustomize", "usercustomize")
 
 
 def install(environment: Path, *, links: bool = False) -> Path:
