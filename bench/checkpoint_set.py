@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,14 @@ from pathlib import Path
 from bench.environments import ENVIRONMENTS
 from bench.make_checkpoint import FORMATS, HUGGING_FACE_FORMAT, write_checkpoint
 from bench.random_weights import OPT_DEVIATION
-from bench.workers.process import convert, module_environment
+from bench.workers.process import convert
 from bench.workers.protocol import Conversion
 from bench.workers.systems import System
 from exporter.bundle_folder import atomic_folder
 from exporter.presets.folder import read_preset
 from graphs.contract import ModelConfig
 from graphs.manifest import read_manifest
+from runtime.system.child_process import python_command, python_environment
 
 BUNDLE = "bundle"
 CONVERSION_FILE = "bench-conversion.json"  # in a converted folder: what it was made of
@@ -113,11 +113,11 @@ def export_bundle(checkpoints: CheckpointSet, system: System) -> None:
         RuntimeError: if it fails.
     """
     preset = checkpoints.formats[HUGGING_FACE_FORMAT]
-    command = [sys.executable, "-m", "exporter.cli", "--preset", str(preset)]
+    command = python_command("-m", "exporter.cli", "--preset", str(preset))
     command += ["--output", str(checkpoints.path_of(system)), "--precision", system.precision]
     command += ["--target", "cpu", "--verify", "graph", "--quiet"]
     result = subprocess.run(
-        command, capture_output=True, text=True, env=module_environment(), check=False
+        command, capture_output=True, text=True, env=python_environment(), check=False
     )
     if result.returncode:
         raise RuntimeError(f"exporting {preset} failed: {result.stderr.strip()}")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from bench.command import print_progress
 from runtime.command import CommandParser, run_command
+from runtime.system.child_process import python_command, python_environment
 
 DEFAULT_FOLDER = "bench-environments"
 MARKER = "bench-requirements.txt"  # written last: an environment that has it is whole
@@ -154,11 +155,13 @@ def make_environment(
         return False
     progress(f"making {path}")
     python = str(environment_python(path))
-    _call(environment, [sys.executable, "-m", "venv", "--clear", str(path)])
-    _call(environment, [python, "-m", "pip", "install", "--quiet", *environment.requirements])
+    _call(environment, "-m", "venv", "--clear", str(path))
+    _call(environment, "-m", "pip", "install", "--quiet", *environment.requirements, python=python)
     if environment.unwanted:
-        _call(environment, [python, "-m", "pip", "uninstall", "-y", "--quiet", *environment.unwanted])
-    _call(environment, [python, "-c", f"import {environment.module}"])
+        _call(
+            environment, "-m", "pip", "uninstall", "-y", "--quiet", *environment.unwanted, python=python
+        )
+    _call(environment, "-c", f"import {environment.module}", python=python)
     (path / MARKER).write_text(_marker_text(environment), encoding="utf-8")
     return True
 
@@ -213,8 +216,14 @@ def _marker_text(environment: Environment) -> str:
     return "".join(f"{line}\n" for line in (*environment.requirements, *without))
 
 
-def _call(environment: Environment, command: list[str]) -> None:
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+def _call(environment: Environment, *command: str, python: str | None = None) -> None:
+    result = subprocess.run(
+        python_command(*command, python=python),
+        env=python_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if result.returncode:
         told = "\n".join((result.stderr or result.stdout).strip().splitlines()[-ERROR_LINES:])
         raise RuntimeError(f"making the environment {environment.name} failed:\n{told}")

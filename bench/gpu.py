@@ -24,6 +24,7 @@ from bench.system import describe_hardware
 from bench.traced_graphs import graph_path, trace_shape
 from graphs.versions import package_versions
 from runtime.command import CommandParser, run_command
+from runtime.system.child_process import python_command, python_environment
 from runtime.system.output_file import check_output
 
 PACKAGES = ("opt-onnx", "onnxruntime", "onnxruntime-gpu", "torch", "transformers", "numpy")
@@ -158,11 +159,11 @@ def _run_section(
     log = work / "section.log"
     with log.open("w+b") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "bench.gpu_section"],
+            python_command("-m", "bench.gpu_section"),
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
-            env={**os.environ, **section.environment},
+            env=python_environment(section.environment),
             start_new_session=True,  # ended with what it starts, torch's compilers for one
         )
         try:

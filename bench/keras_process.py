@@ -11,6 +11,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
+from runtime.system.child_process import safe_environment
+
 # What the system before has left spinning is done by then.
 SETTLE_SECONDS = 0.25
 
@@ -35,7 +37,8 @@ class KerasProcess:
         context = multiprocessing.get_context("spawn")
         self._connection, other = context.Pipe()
         self._process = context.Process(target=_serve, args=(other, load, args, threads), daemon=True)
-        self._process.start()
+        with safe_environment():
+            self._process.start()
         other.close()
         self._receive()
 

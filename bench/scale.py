@@ -28,6 +28,7 @@ from graphs.contract import Phase
 from graphs.manifest import TARGET_PRECISIONS
 from runtime.bundle import load_bundle
 from runtime.command import CommandParser, run_command
+from runtime.system.child_process import python_command, python_environment, safe_environment
 from runtime.system.output_file import check_output
 
 COPY_BLOCK = 16 * 1024 * 1024
@@ -217,37 +218,34 @@ def measure(
 
 def _export(checkpoint: Path, precision: str, target: str, bundle: Path) -> Export:
     _drop_from_page_cache(checkpoint)
-    command = [sys.executable, "-m", "exporter.cli", "--preset", f"{checkpoint}", "--quiet"]
-    command += ["--precision", precision, "--target", target, "--output", f"{bundle}"]
+    arguments = ["--preset", f"{checkpoint}", "--quiet", "--verify", "graph"]
+    arguments += ["--precision", precision, "--target", target, "--output", f"{bundle}"]
     started = time.perf_counter()
-    peak = _run_child([*command, "--verify", "graph"])
+    peak = _run_child("exporter.cli", *arguments)
     seconds = time.perf_counter() - started
     return Export(seconds, peak, _size(checkpoint), _size(bundle), _copy_speed(bundle))
 
 
-def _run_child(command: list[str]) -> int:
+def _run_child(module: str, *arguments: str) -> int:
     """Runs a command; the peak memory of it or of a process that it ran, in bytes."""
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, env=_environment())
+    command = python_command("-m", module, *arguments)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, env=python_environment())
     assert process.stderr is not None
     told = process.stderr.read().decode(errors="replace").strip()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise ValueError(f"{' '.join(command[1:])} failed: {told}")
+        raise ValueError(f"{' '.join([module, *arguments])} failed: {told}")
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _run_bench(bundle: Path, arguments: list[str]) -> dict[str, Any]:
-    command = [sys.executable, "-m", "bench.opt_bench", f"{bundle}", *arguments, "--json", "-"]
-    result = subprocess.run(command, capture_output=True, env=_environment(), check=False)
+    command = python_command("-m", "bench.opt_bench", f"{bundle}", *arguments, "--json", "-")
+    result = subprocess.run(command, capture_output=True, env=python_environment(), check=False)
     if result.returncode:
         raise ValueError(f"opt-bench failed: {result.stderr.decode(errors='replace').strip()}")
     report: dict[str, Any] = json.loads(result.stdout)
     return report
-
-
-def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)}
 
 
 def _copy_speed(bundle: Path) -> float:
@@ -314,7 +312,8 @@ def _read_bandwidth(threads: int) -> float:
 
 def _in_a_process(function: Callable[..., _Result], *arguments: Any) -> _Result:
     """Calls a function in a new process: the memory that it takes is not to count as its children's."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with safe_environment(), ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *arguments).result()
 
 

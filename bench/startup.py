@@ -22,10 +22,11 @@ from bench.environments import DEFAULT_FOLDER
 from bench.markdown import markdown_table
 from bench.measure import Spread, random_prompts
 from bench.system import describe_hardware
-from bench.workers.process import SETTLE_SECONDS, Worker, module_environment
+from bench.workers.process import SETTLE_SECONDS, Worker
 from bench.workers.systems import OURS, PRECISIONS, SYSTEMS, System
 from runtime.bundle import load_bundle
 from runtime.command import CommandParser, run_command
+from runtime.system.child_process import python_command, python_environment
 from runtime.system.output_file import check_output
 
 HEADER = ["system", "to the last token s", "of it loading s", "peak MB"]
@@ -197,16 +198,16 @@ def _start_command(bundle: Path, options: argparse.Namespace) -> float:
     """Seconds from the start of `opt-generate` to its end, for a prompt of words that are tokens."""
     length = options.prompt_tokens + options.new_tokens
     prompt = " the" * (options.prompt_tokens - 1)
-    command = [sys.executable, "-m", COMMAND_MODULE, str(bundle), prompt, "--sampler", "greedy"]
+    command = python_command("-m", COMMAND_MODULE, str(bundle), prompt, "--sampler", "greedy")
     command += ["--no-stop", "--max-length", str(length), "--threads", str(options.threads)]
     time.sleep(SETTLE_SECONDS)
     started = time.perf_counter()
     result = subprocess.run(
-        command, capture_output=True, text=True, env=module_environment(), check=False
+        command, capture_output=True, text=True, env=python_environment(), check=False
     )
     seconds = time.perf_counter() - started
     if result.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed: {result.stderr.strip()}")
+        raise RuntimeError(f"{COMMAND_MODULE} failed: {result.stderr.strip()}")
     return seconds
 
 

@@ -74,7 +74,7 @@ def main():
             f"adapter {adapter.stat().st_size / 1e3:.0f} kB, bundle {summary.size_bytes / 1e6:.1f} MB"
         )
         print("Bundle: ", end="", flush=True)
-        subprocess.run([sys.executable, "-c", SERVE, bundle, options.prompt], check=True)
+        subprocess.run([sys.executable, "-P", "-c", SERVE, bundle, options.prompt], check=True)
 
 
 if __name__ == "__main__":

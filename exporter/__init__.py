@@ -10,6 +10,10 @@ import importlib
 import os
 from typing import Any
 
+from opt_onnx_packages import check_packages
+
+check_packages("graphs", "runtime")
+
 # Before anything imports TensorFlow: its C++ side otherwise greets with a page of notices.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")

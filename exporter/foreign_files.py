@@ -8,6 +8,8 @@ from pathlib import Path
 # https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
 POINTER = b"version https://git-lfs.github.com/spec/v1"
 MAX_POINTER_BYTES = 1024
+# Its files came with this package and are as trusted as its code, which some installers link too.
+OWN_FOLDER = Path(__file__).parent / "presets" / "opt_tiny_en"
 
 
 def find_file(folder: Path, name: str, error: type[ValueError]) -> Path | None:
@@ -16,7 +18,8 @@ def find_file(folder: Path, name: str, error: type[ValueError]) -> Path | None:
     The folder itself may be a link, and its files may be links within it. A link that leads out is
     refused: it would put a file that the folder's maker has never seen into what is made of it. The
     cache of `huggingface_hub` is laid out with such links, from `snapshots/COMMIT` into the `blobs`
-    beside `snapshots`, and its folders serve whoever names them.
+    beside `snapshots`, and its folders serve whoever names them. In the built-in preset's own folder
+    all links are followed.
 
     Args:
         folder: the folder of the preset.
@@ -39,7 +42,8 @@ def find_file(folder: Path, name: str, error: type[ValueError]) -> Path | None:
     if not stat.S_ISREG(mode):
         raise error(f"{path} is not a regular file; put a plain file in its place")
     target, home = path.resolve(), folder.resolve()
-    if not target.is_relative_to(home) and not _is_blob(target, home):
+    inside = target.is_relative_to(home) or _is_blob(target, home)
+    if not inside and home != OWN_FOLDER.resolve():
         raise error(
             f"{path} is a link out of its folder, to {target}, which is not followed; put a copy of "
             "the file into the folder, or give the folder that it is in"

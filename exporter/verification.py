@@ -10,9 +10,7 @@ from __future__ import annotations
 import enum
 import io
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from exporter.weights import WeightSource
 from graphs.checks import check_graph
 from graphs.contract import ModelConfig, Phase
 from graphs.manifest import Manifest, Probe, read_manifest
+from runtime.system.child_process import python_command, python_environment
 
 # Of the logits' standard deviation: the largest difference where weights are floats; the root of the
 # mean square of all of them where they were quantized.
@@ -146,10 +145,10 @@ def _probe(answer: Mapping[str, np.ndarray]) -> Probe | None:
 def _run(folder: Path, request: Mapping[str, object] | None) -> Mapping[str, np.ndarray]:
     """What a serving process computes; see `runtime.probe`."""
     result = subprocess.run(
-        [sys.executable, "-m", "runtime.probe", str(folder)],
+        python_command("-m", "runtime.probe", str(folder), untrusted=[folder]),
         input=json.dumps(request).encode(),
         capture_output=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)},
+        env=python_environment(untrusted=[folder]),
         check=False,
     )
     if result.returncode:

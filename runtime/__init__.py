@@ -3,6 +3,11 @@
 Needs numpy, tokenizers and ONNX Runtime (`pip install 'opt-onnx[cpu]'` or `'opt-onnx[gpu]'`).
 """
 
+# ruff: noqa: E402
+from opt_onnx_packages import check_packages
+
+check_packages("graphs")
+
 from runtime import samplers
 from runtime.errors import (
     BundleError,

@@ -69,7 +69,7 @@ def test_the_modules_are_found() -> None:
 
 @pytest.mark.parametrize("module", names("runtime"))
 def test_runtime_imports_what_serving_needs(module: str) -> None:
-    allowed = ["numpy", "tokenizers", "runtime", *LIGHT_MODULES]
+    allowed = ["numpy", "tokenizers", "opt_onnx_packages", "runtime", *LIGHT_MODULES]
     if module in USERS_OF_ONNXRUNTIME:
         allowed.append("onnxruntime")
     found = set(imports(REPOSITORY / module))
@@ -100,6 +100,10 @@ def test_what_runtime_takes_from_graphs_stays_light(module: str) -> None:
     assert [name for name in found if not is_within(name, *LIGHT_MODULES)] == []
 
 
+def test_what_looks_for_the_packages_needs_none() -> None:
+    assert [n for n in imports(REPOSITORY / "opt_onnx_packages.py") if not is_standard(n)] == []
+
+
 def test_only_the_exporter_and_what_measures_it_import_it() -> None:
     users = {m.partition("/")[0] for m in names(*PACKAGES) if is_importing(m, "exporter")}
     assert users <= {"exporter", "bench", "tests"}
@@ -123,3 +127,119 @@ def test_tests_of_the_light_packages_need_no_more_than_serving_does() -> None:
     for module in modules:
         found = [n for n in imports(REPOSITORY / module) if not is_standard(n)]
         assert [n for n in found if not is_within(n, *allowed)] == [], module
+
+
+# === Processes ===
+
+PROCESS_MODULE = "runtime/system/child_process.py"
+# Other ways to start a process than `subprocess` and `multiprocessing`, which are looked at below.
+OTHER_STARTERS = {
+    *("runpy", "pty", "_posixsubprocess", "subprocess.getoutput", "subprocess.getstatusoutput"),
+    *("asyncio.subprocess", "asyncio.create_subprocess_exec", "asyncio.create_subprocess_shell"),
+    *("os.system", "os.popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.posix_spawnp"),
+    *(f"os.exec{how}" for how in ("l", "le", "lp", "lpe", "v", "ve", "vp", "vpe")),
+    *(f"os.spawn{how}" for how in ("l", "le", "lp", "lpe", "v", "ve", "vp", "vpe")),
+}
+SUBPROCESS = {f"subprocess.{name}" for name in ("run", "Popen", "call", "check_call", "check_output")}
+SPAWNING = ("multiprocessing", "concurrent.futures.ProcessPoolExecutor", "concurrent.futures.process")
+CHILD = "runtime.system.child_process"
+ENVIRONMENTS = (f"{CHILD}.python_environment", "worker_environment")  # the second is made of the first
+
+
+def full_names(tree: ast.Module) -> dict[str, str]:
+    """What each name that a module imports stands for."""
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                root = alias.name.partition(".")[0]
+                found[alias.asname or root] = alias.name if alias.asname else root
+        elif isinstance(node, ast.ImportFrom):
+            found |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def process_faults(source: str) -> list[str]:
+    """What a module does to start a process in another way than through `runtime.system.child_process`.
+
+    `subprocess` is given `python_command(...)`, or a name that stands for it, and an `env` of
+    `python_environment`; what uses multiprocessing uses `safe_environment` too.
+    """
+    tree = ast.parse(source)
+    known = full_names(tree)
+
+    def called(node: ast.AST | None) -> str:
+        """The full name of what an expression calls, or of what it is."""
+        if isinstance(node, ast.Call):
+            return called(node.func)
+        if isinstance(node, ast.Attribute):
+            return f"{called(node.value)}.{node.attr}"
+        return known.get(node.id, node.id) if isinstance(node, ast.Name) else ""
+
+    assigned = {
+        target.id: called(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    faults = []
+    for node in ast.walk(tree):
+        name = called(node) if isinstance(node, (ast.Name, ast.Attribute)) else ""
+        if {name, name.rpartition(".")[0]} & OTHER_STARTERS:
+            faults.append(name)
+        if not isinstance(node, ast.Call) or called(node) not in SUBPROCESS:
+            continue
+        options = {keyword.arg: keyword.value for keyword in node.keywords}
+        command = called(node.args[0] if node.args else options.get("args"))
+        if assigned.get(command, command) != f"{CHILD}.python_command" or "shell" in options:
+            faults.append(f"another command, line {node.lineno}")
+        if called(options.get("env")) not in ENVIRONMENTS:
+            faults.append(f"another environment, line {node.lineno}")
+    spawning = any(is_within(name, *SPAWNING) for name in known.values())
+    if spawning and f"{CHILD}.safe_environment" not in known.values():
+        faults.append("multiprocessing without safe_environment")
+    return faults
+
+
+def test_python_is_started_in_one_way() -> None:
+    """In any other, the child imports from the working folder."""
+    modules = [m for m in names("bench", "exporter", "graphs", "runtime") if m != PROCESS_MODULE]
+    found = {module: process_faults((REPOSITORY / module).read_text("utf-8")) for module in modules}
+    assert {module: faults for module, faults in found.items() if faults} == {}
+    users = [m for m in modules if is_importing(m, "subprocess")]
+    assert {"exporter/verification.py", "exporter/checkpoints/h5_check.py"} < set(users)
+
+
+@pytest.mark.parametrize(
+    ("program", "fault"),
+    [
+        ("import subprocess, sys\nsubprocess.run([sys.executable, '-m', 'x'])", "another command"),
+        ("from subprocess import Popen as p\np('python -m x', shell=True)", "another command"),
+        ("import subprocess\ncommand = ['python3']\nsubprocess.call(command)", "another command"),
+        ("import os\nos.system('python -c 1')", "os.system"),
+        ("from os import execv\nexecv('/usr/bin/python3', [])", "os.execv"),
+        ("import os as o\no.posix_spawn('x', [], {})", "os.posix_spawn"),
+        ("import runpy\nrunpy.run_module('x')", "runpy"),
+        ("import asyncio\nasyncio.create_subprocess_exec('x')", "asyncio.create_subprocess_exec"),
+        ("import multiprocessing\nmultiprocessing.Process()", "multiprocessing without"),
+        ("from concurrent.futures import ProcessPoolExecutor", "multiprocessing without"),
+        (
+            f"import subprocess\nfrom {CHILD} import python_command\n"
+            "subprocess.run(python_command('-m', 'x'))",
+            "another environment",
+        ),
+    ],
+)
+def test_another_way_to_start_python_is_found(program: str, fault: str) -> None:
+    assert any(fault in found for found in process_faults(program))
+
+
+def test_the_one_way_is_not_refused() -> None:
+    program = (
+        f"import subprocess\nfrom {CHILD} import python_command, python_environment\n"
+        "command = python_command('-m', 'x')\n"
+        "subprocess.run(command, env=python_environment())\n"
+        "subprocess.Popen(python_command('-c', ''), env=python_environment())"
+    )
+    assert process_faults(program) == []

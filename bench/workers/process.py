@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from bench.workers.protocol import Conversion, Job, RefusalError
 from bench.workers.systems import System
+from runtime.system.child_process import python_command, python_environment
 
-REPOSITORY = Path(__file__).parents[2]
 STDERR_LINES = 20  # of a dead worker, in the error
 PATIENCE_SECONDS = 10  # for a worker to end when asked to
 # What the system before has left spinning or writing back is done by then.
@@ -66,7 +66,7 @@ class Worker:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with the worker
         job = Job(str(checkpoint), threads, system.options)
         self._process = subprocess.Popen(
-            [python, "-m", system.module, "serve", json.dumps(asdict(job))],
+            python_command("-m", system.module, "serve", json.dumps(asdict(job)), python=python),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -197,7 +197,7 @@ def convert(system: System, conversion: Conversion, python: str = sys.executable
         WorkerError: if it fails, with what it wrote to standard error.
     """
     result = subprocess.run(
-        [python, "-m", system.module, "convert", json.dumps(asdict(conversion))],
+        python_command("-m", system.module, "convert", json.dumps(asdict(conversion)), python=python),
         capture_output=True,
         text=True,
         errors="replace",
@@ -213,21 +213,12 @@ def _last_lines(text: str) -> str:
     return "\n".join(text.strip().splitlines()[-STDERR_LINES:]) or "nothing on standard error"
 
 
-def module_environment() -> dict[str, str]:
-    """Environment variables with which `python -m` finds this project's modules from any folder."""
-    paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-        "PYTHONSAFEPATH": "1",  # nothing in the current folder stands in for a package
-    }
-
-
 def worker_environment(threads: int) -> dict[str, str]:
     """Environment variables of a worker."""
-    return {
-        **module_environment(),
-        "OMP_NUM_THREADS": str(threads),
-        "CUDA_VISIBLE_DEVICES": "-1",  # all systems on the CPU
-        "HF_HUB_OFFLINE": "1",
-    }
+    return python_environment(
+        {
+            "OMP_NUM_THREADS": str(threads),
+            "CUDA_VISIBLE_DEVICES": "-1",  # all systems on the CPU
+            "HF_HUB_OFFLINE": "1",
+        }
+    )

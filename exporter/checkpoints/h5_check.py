@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 from exporter.errors import CheckpointError
+from runtime.system.child_process import python_command, python_environment
 
 SECONDS = 60  # for the names and sizes; they take a tenth of one
 BYTES_PER_SECOND = 20 * 1024**2  # of what the library has to put together from pieces
@@ -38,8 +38,8 @@ def _check(path: Path, inode: int, size: int, changed: int) -> None:
     """Once for a file that stays as it is."""
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "exporter.checkpoints.h5_check", str(path)],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            python_command("-m", __name__, str(path), untrusted=[path.parent]),
+            env=python_environment(untrusted=[path.parent]),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             encoding="utf-8",

@@ -130,8 +130,10 @@ def resolve_preset(preset: str | Path, weights: bool = True) -> Path:
             raise PresetError(f"no preset {str(preset)!r}; give {HANDLE_FORMS}")
         return handle.folder
     if isinstance(handle, BuiltinHandle):
-        if handle.preset.folder is not None:
-            return handle.preset.folder
+        if (folder := handle.preset.folder) is not None:
+            if not folder.is_dir():  # the package is in a zip file
+                raise PresetError(f"{folder} is no folder; install opt-onnx with pip, which unpacks it")
+            return folder
         named = (handle.preset.kaggle_handle, handle.preset.hugging_face_handle)
         return _download(str(preset), [_parse_remote(source) for source in named if source], weights)
     return _download(str(preset), [handle], weights)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from exporter.foreign_files import OWN_FOLDER
 from graphs.contract import ModelConfig
 
 
@@ -27,9 +28,6 @@ class BuiltinPreset:
     kaggle_handle: str | None = None
     hugging_face_handle: str | None = None
     folder: Path | None = None
-
-
-_HERE = Path(__file__).parent
 
 
 def _sizes(layers: int, heads: int, width: int) -> ModelConfig:
@@ -62,7 +60,7 @@ BUILTIN_PRESETS = {
             "opt_tiny_en",
             "4 layers, 4 million parameters, trained on Python's own documentation",
             TINY,
-            folder=_HERE / "opt_tiny_en",
+            folder=OWN_FOLDER,
         ),
         BuiltinPreset(
             "opt_125m_en",

@@ -36,7 +36,11 @@ def calls(monkeypatch):
         failed = "failing==1.0" in command
         return subprocess.CompletedProcess(command, failed, "", "ERROR: no such version\n" * failed)
 
+    def command(*arguments, python=None):
+        return [python or sys.executable, *arguments]
+
     monkeypatch.setattr(environments.subprocess, "run", run)
+    monkeypatch.setattr(environments, "python_command", command)
     return commands
 
 

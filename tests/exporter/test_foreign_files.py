@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from exporter import foreign_files
 from exporter.checkpoints.finite_blocks import finite_blocks
 from exporter.errors import CheckpointError, PresetError
-from exporter.foreign_files import find_file
+from exporter.foreign_files import OWN_FOLDER, find_file
 from exporter.presets.folder import read_preset
 from tests.faults.good_presets import FORMATS, write_preset
 from tests.faults.preset_reading import read_whole_preset
+from tests.installed import install, run
 
 
 def as_cache(preset: Path, root: Path) -> Path:
@@ -63,6 +66,42 @@ def test_a_link_within_the_folder_is_followed(tmp_path):
     (preset / "model.safetensors").rename(preset / "weights")
     (preset / "model.safetensors").symlink_to("weights")
     assert read_whole_preset(preset) > 0
+
+
+def test_what_came_with_the_package_may_be_links_and_a_strangers_not(tmp_path, monkeypatch):
+    """`uv --link-mode symlink` makes each installed file a link into its cache."""
+    linked, others = tmp_path / "linked", tmp_path / "others"
+    for folder in (linked, others):
+        shutil.copytree(OWN_FOLDER, folder, copy_function=os.symlink)
+    with pytest.raises(PresetError, match=r"config\.json is a link out of its folder"):
+        read_preset(linked)
+    monkeypatch.setattr(foreign_files, "OWN_FOLDER", linked)
+    assert read_whole_preset(linked) == read_whole_preset(OWN_FOLDER) > 0
+    (tmp_path / "environment").symlink_to(linked)
+    assert read_whole_preset(tmp_path / "environment") > 0
+    for folder in (others, linked / "assets", tmp_path / "linked" / ".." / "others"):
+        with pytest.raises(PresetError, match=r"is a link out of its folder|is not a preset folder"):
+            read_preset(folder)
+
+
+def test_hard_links_are_files(tmp_path):
+    preset = write_preset(tmp_path / "preset", "safetensors")
+    shutil.copytree(preset, tmp_path / "linked", copy_function=os.link)
+    assert read_whole_preset(tmp_path / "linked") == read_whole_preset(preset) > 0
+
+
+def test_an_installation_by_links_reads_its_preset(tmp_path):
+    commands = install(tmp_path / "linked", links=True)
+    program = (
+        "from exporter.presets.handles import resolve_preset\n"
+        "from exporter.presets.folder import read_preset\n"
+        "preset = read_preset(resolve_preset('opt_tiny_en'))\n"
+        "reader, targets = preset.open_weights()\n"
+        "print(preset.folder, len(targets))\n"
+    )
+    done = run([commands / "python3", "-c", program], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{tmp_path / 'linked'}")
 
 
 def test_what_is_not_there(tmp_path):
