@@ -4,6 +4,10 @@
 exporter; `compare` also needs the systems that it compares with, each in a process of its own.
 """
 
-from opt_onnx_packages import check_packages
+try:
+    from runtime.own_packages import check_packages  # first, see there
+except ModuleNotFoundError:
+    import exporter  # noqa: F401  (whose error says what is in the way)
 
-check_packages("exporter", "graphs", "runtime")
+    raise
+check_packages("exporter", "graphs")

@@ -4,15 +4,24 @@ The names below load Keras and TensorFlow when they are first used, so that impo
 (as `opt-export --help` does) stays quick.
 """
 
-from __future__ import annotations
+# ruff: noqa: E402
+import sys
+
+try:
+    from runtime.own_packages import check_packages  # first, see there
+except ModuleNotFoundError as error:
+    if error.name != "runtime.own_packages":
+        raise
+    raise ImportError(
+        f"{getattr(sys.modules['runtime'], '__file__', None)} is found where opt-onnx needs its own "
+        "package 'runtime'; rename it, or put the folder of opt-onnx before its folder on Python's "
+        "search path"
+    ) from None
+check_packages("graphs", "runtime")
 
 import importlib
 import os
 from typing import Any
-
-from opt_onnx_packages import check_packages
-
-check_packages("graphs", "runtime")
 
 # Before anything imports TensorFlow: its C++ side otherwise greets with a page of notices.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

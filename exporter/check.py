@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from graphs.plain_files import hash_file
 from runtime.bundle import Bundle, load_bundle
 from runtime.errors import BundleError
 from runtime.packs.pack_folder import BUILDING, LOCK_FILE, check_pack
+from runtime.system.child_process import python_command, python_environment
 
 PACKED = "packed"
 REPEAT = "repeat"  # the request to `runtime.probe`
@@ -175,10 +175,10 @@ def _run_probe(folder: Path, manifest: Manifest) -> str:
 def _repeat_in_child(folder: Path) -> dict[str, Any]:
     """What `runtime.probe` says of the stored run, in a process that a kernel may crash."""
     result = subprocess.run(
-        [sys.executable, "-P", "-m", "runtime.probe", str(folder.absolute())],
+        python_command("-m", "runtime.probe", str(folder.absolute()), untrusted=[folder]),
         input=json.dumps(REPEAT).encode(),
         capture_output=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(os.path.isabs, sys.path))},
+        env=python_environment(untrusted=[folder]),
         check=False,
     )
     if result.returncode < 0:

@@ -4,7 +4,7 @@ Needs numpy, tokenizers and ONNX Runtime (`pip install 'opt-onnx[cpu]'` or `'opt
 """
 
 # ruff: noqa: E402
-from opt_onnx_packages import check_packages
+from runtime.own_packages import check_packages  # first, see there
 
 check_packages("graphs")
 

@@ -13,8 +13,8 @@ COMMANDS = ("opt-bench", "opt-export", "opt-generate")
 def leave_working_folder() -> None:
     """Has commands import nothing through empty and relative entries of `PYTHONPATH`.
 
-    Those are the working folder or in it, which may be a stranger's. An application's search path is its
-    own affair, and stays.
+    Those are the working folder or in it, which may be a stranger's. An application's search path is
+    its own affair, and stays.
     """
     entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     name = os.path.basename((getattr(sys, "argv", None) or [""])[0]).removesuffix(".exe")

@@ -16,10 +16,26 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
 PACKAGES = ("bench", "exporter", "graphs", "runtime")
-MODULE = "opt_onnx_packages.py"
+COMMANDS = {
+    "opt-bench": "bench.opt_bench",
+    "opt-export": "exporter.cli",
+    "opt-generate": "runtime.cli",
+}
+# What pip writes for an entry of `project.scripts`.
+SCRIPT = """\
+#!/bin/sh
+'''exec' {python!r} "$0" "$@"
+' '''
+import sys
+from {module} import main
+if __name__ == '__main__':
+    sys.exit(main())
+"""
 NEEDED = ("numpy", "tokenizers", "onnxruntime", "h5py", "tensorflow")
 # What Python and site look for at their start, and what is imported only by name or in some runs.
 MORE_NAMES = (*NEEDED, "encodings", "matplotlib", "sitecustomize", "usercustomize")
+# What an entry of `PYTHONPATH` that is the working folder lets into a command before its first line.
+BEFORE_COMMANDS = ("encodings", "sitecustomize", "usercustomize", *PACKAGES)
 
 
 def install(environment: Path, *, links: bool = False) -> Path:
@@ -41,17 +57,24 @@ def install(environment: Path, *, links: bool = False) -> Path:
         shutil.copytree(
             REPOSITORY / package, site_packages / package, copy_function=place, ignore=ignored
         )
-    place(REPOSITORY / MODULE, site_packages / MODULE)
-    for command in sorted((REPOSITORY / "commands").iterdir()):
-        place(command, environment / "bin" / command.name)
+    python = str(environment / "bin" / "python3")
+    for command, module in COMMANDS.items():
+        script = environment / "bin" / command
+        script.write_text(SCRIPT.format(python=python, module=module), encoding="utf-8")
+        script.chmod(0o755)
     specs = filter(None, map(importlib.util.find_spec, NEEDED))
     folders = {str(Path(str(spec.origin)).parents[1]) for spec in specs}
     (site_packages / "needed.pth").write_text("\n".join(sorted(folders)), encoding="utf-8")
     return environment / "bin"
 
 
-def make_hostile(folder: Path, names: Iterable[str] = ()) -> Path:
+def make_hostile(folder: Path, names: Iterable[str] = (), spared: Iterable[str] = ()) -> Path:
     """Writes modules that leave a mark and end the process that imports them.
+
+    Args:
+        folder: where to.
+        names: of further modules.
+        spared: names that none is written for.
 
     Returns:
         The file that is there once one of them was imported.
@@ -66,14 +89,8 @@ def make_hostile(folder: Path, names: Iterable[str] = ()) -> Path:
         "raise SystemExit(77)\n"
     )
     loaded = {name.partition(".")[0] for name in sys.modules}
-    for name in {
-        *sys.stdlib_module_names,
-        *loaded,
-        *MORE_NAMES,
-        *PACKAGES,
-        "opt_onnx_packages",
-        *names,
-    }:
+    every = {*sys.stdlib_module_names, *loaded, *MORE_NAMES, *PACKAGES, *names}
+    for name in every - set(spared):
         if name.isidentifier() and name != "__main__":
             (folder / f"{name}.py").write_text(code, encoding="utf-8")
     return marker

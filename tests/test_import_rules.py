@@ -69,7 +69,7 @@ def test_the_modules_are_found() -> None:
 
 @pytest.mark.parametrize("module", names("runtime"))
 def test_runtime_imports_what_serving_needs(module: str) -> None:
-    allowed = ["numpy", "tokenizers", "opt_onnx_packages", "runtime", *LIGHT_MODULES]
+    allowed = ["numpy", "tokenizers", "runtime", *LIGHT_MODULES]
     if module in USERS_OF_ONNXRUNTIME:
         allowed.append("onnxruntime")
     found = set(imports(REPOSITORY / module))
@@ -100,8 +100,16 @@ def test_what_runtime_takes_from_graphs_stays_light(module: str) -> None:
     assert [name for name in found if not is_within(name, *LIGHT_MODULES)] == []
 
 
-def test_what_looks_for_the_packages_needs_none() -> None:
-    assert [n for n in imports(REPOSITORY / "opt_onnx_packages.py") if not is_standard(n)] == []
+def test_the_first_module_of_commands_imports_what_python_has_loaded() -> None:
+    tree = ast.parse((REPOSITORY / "runtime/own_packages.py").read_text("utf-8"))
+    first = [n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))]
+    assert [alias.name for node in first for alias in node.names] == ["os", "sys"]
+    for package in ("bench", "exporter", "runtime"):
+        tree = ast.parse((REPOSITORY / package / "__init__.py").read_text("utf-8"))
+        found = [n for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom))]
+        lines = [ast.unparse(node) for node in sorted(found, key=lambda node: node.lineno)]
+        first = next(line for line in lines if line != "import sys")
+        assert first == "from runtime.own_packages import check_packages"
 
 
 def test_only_the_exporter_and_what_measures_it_import_it() -> None:

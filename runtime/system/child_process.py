@@ -16,8 +16,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 HOME = Path(__file__).absolute().parents[2]
-OWN_MODULES = ("bench", "exporter", "graphs", "runtime", "opt_onnx_packages")
-# Variables that name folders of code, of Python and of the system; `commands/` lists the same.
+OWN_MODULES = ("bench", "exporter", "graphs", "runtime")
+# Variables that name folders of code, of Python and of the system.
 SEARCHED = (
     *("PATH", "PYTHONHOME", "PYTHONPATH", "PYTHONPYCACHEPREFIX", "PYTHONUSERBASE"),
     *("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH", "HDF5_PLUGIN_PATH"),

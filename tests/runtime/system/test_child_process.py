@@ -207,7 +207,6 @@ def checkout(tmp_path: Path) -> Path:
     folder = tmp_path / "checkout"
     for name in ("graphs", "runtime"):
         shutil.copytree(HOME / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(HOME / "opt_onnx_packages.py", folder)
     (folder / "starts_child.py").write_text(STARTS_CHILD)
     return folder
 
