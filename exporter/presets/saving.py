@@ -76,8 +76,8 @@ def save_causal_lm(
         )
         _write_json(stage / "task.json", task)
         if model.end_token_ids is not None:
-            text = generation_json(model.end_token_ids)
-            (stage / GENERATION_FILE).write_text(text, encoding="utf-8")
+            ends = generation_json(model.end_token_ids)
+            (stage / GENERATION_FILE).write_text(ends, encoding="utf-8")
 
 
 def save_preprocessor(preprocessor: OPTCausalLMPreprocessor, folder: str | Path) -> None:
