@@ -28,9 +28,13 @@ def check_packages(*names: str) -> None:
     """
     for name in names:
         found = _place(name)
+        if not found:
+            raise ImportError(
+                f"opt-onnx's package {name!r} is not in {HOME}; install opt-onnx again", name=name
+            )
         if os.path.dirname(found) != os.path.join(HOME, name) and not _is_same(found, name):
             raise ImportError(
-                f"{found or 'nothing'} is found where opt-onnx needs its own package {name!r}, in "
+                f"{found} is found where opt-onnx needs its own package {name!r}, in "
                 f"{HOME}; rename it, or put {HOME} before its folder on Python's search path",
                 name=name,
                 path=found,
@@ -57,7 +61,10 @@ def _is_same(found: str, name: str) -> bool:
 
 def main() -> int:
     """Runs the command of the first argument; 2 after one sentence if its packages are not there."""
-    command = sys.argv.pop(1)
+    command = sys.argv.pop(1) if len(sys.argv) > 1 else "nothing"
+    if command not in COMMANDS:
+        print(f"opt-onnx: {command} is no command; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
     # Keras loads it where it is installed, and it reads a `matplotlibrc` of the working folder.
     sys.modules["matplotlib"] = None  # type: ignore[assignment]
     try:

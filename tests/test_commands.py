@@ -156,6 +156,15 @@ def test_another_user_whose_home_is_closed(toy_bundle: Path) -> None:
         assert done.stdout.startswith("the")
 
 
+def test_a_command_under_another_name(commands: Path, tmp_path: Path) -> None:
+    shutil.copy(commands / "opt-generate", commands / "write")
+    done = run([commands / "write", "--help"], tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert (
+        done.stderr == "opt-onnx: write is no command; there are opt-bench, opt-export, opt-generate\n"
+    )
+
+
 # === Packages of the same names ===
 
 
@@ -213,6 +222,15 @@ def test_an_application_with_packages_of_our_names(
     assert "rename it, or put " in last
 
 
+def test_a_package_that_is_missing(tmp_path: Path) -> None:
+    commands = install(tmp_path / "environment")
+    (place,) = (tmp_path / "environment").glob("lib/*/site-packages")
+    shutil.rmtree(place / "graphs")
+    done = run([commands / "opt-generate", ".", "the"], tmp_path)
+    expected = f"opt-generate: opt-onnx's package 'graphs' is not in {place}; install opt-onnx again\n"
+    assert (done.returncode, done.stderr) == (2, expected)
+
+
 def test_a_module_that_is_loaded_already_is_named(commands: Path, tmp_path: Path) -> None:
     """As of an application whose main module is `runtime.py`, or that makes one up."""
     program = "import sys, types\nsys.modules['graphs'] = types.ModuleType('graphs')\nimport runtime\n"
@@ -249,10 +267,10 @@ def test_exports_import_nothing_of_a_preset(
         "sys.path.insert(0, '')\n"
         "OPTCausalLM.from_preset('.')\n"
     )
-    for given in ({}, PATHS[path]):
-        done = run([commands / "python3", script], folder if given == {} else tmp_path, given)
-        assert not marker.exists(), marker.read_text()
-        assert done.returncode == 0, done.stderr
+    # Python itself looks into the folder where it is started with a relative path.
+    done = run([commands / "python3", script], tmp_path if PATHS[path] else folder, PATHS[path])
+    assert not marker.exists(), marker.read_text()
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
