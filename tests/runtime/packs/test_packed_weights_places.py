@@ -108,7 +108,7 @@ def test_another_runtime_version_replaces_the_pack(
     [
         lambda patch: patch.setattr(session_opener.ort, "get_build_info", lambda: "Debug"),
         lambda patch: patch.setattr(
-            session_opener, "EXACT", {"session.x64quantprecision": "0", **session_opener.EXACT}
+            session_opener, "EXACT", {**session_opener.EXACT, "session.x64quantprecision": "0"}
         ),
         lambda patch: patch.setattr(packed_weights, "FORMAT", 9),
     ],
@@ -392,3 +392,49 @@ def test_cpu_features(
     if text is not None:
         path.write_text(text, "utf-8")
     assert cpu_features.cpu_features(path) == expected
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "expected"),
+    [
+        ("x86_64", "flags : avx2 avx512f avx512bw avx512_vnni amx_int8", True),
+        ("x86_64", "flags : avx2 avx_vnni", True),
+        ("x86_64", "flags : avx2 fma", False),
+        ("AMD64", "flags : avx2 avx512f avx512bw", False),
+        ("x86_64", None, False),
+        ("aarch64", "Features : asimd", True),
+        ("arm64", None, True),
+    ],
+)
+def test_which_cpus_add_products_of_8_bits_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: str, flags: str | None, expected: bool
+) -> None:
+    monkeypatch.setattr(cpu_features.platform, "machine", lambda: machine)
+    path = tmp_path / "cpuinfo"
+    if flags is not None:
+        path.write_text(f"{flags}\n", "utf-8")
+    assert cpu_features.sums_8_bit_products_exactly(path) is expected
+
+
+@pytest.mark.parametrize("exact", [{}, {"session.x64quantprecision": "1"}], ids=["VNNI", "no VNNI"])
+def test_the_cpu_decides_how_products_of_8_bits_are_computed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, exact: dict[str, str], wanted: np.ndarray
+) -> None:
+    """Both ways on every machine: the one for CPUs without VNNI is right, if slow, on others too."""
+    monkeypatch.setattr(session_opener, "EXACT", exact)
+    asked = []
+    start = session_opener.SessionOpener._start
+
+    def record(self: Any, path: Path, options: Any, **choices: Any) -> Any:
+        try:
+            asked.append(options.get_session_config_entry("session.x64quantprecision"))
+        except RuntimeError:  # it is not set
+            asked.append(None)
+        return start(self, path, options, **choices)
+
+    monkeypatch.setattr(session_opener.SessionOpener, "_start", record)
+    assert_right(logits(folder), wanted)
+    assert asked == [exact.get("session.x64quantprecision")] * 2  # making a pack and opening it
+    ((_, pack),) = packs(folder / "packed").items()
+    key = json.loads((pack / INFO_FILE).read_text("utf-8"))["key"]
+    assert exact.items() <= key["options"].items()
