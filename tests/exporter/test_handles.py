@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -156,6 +157,13 @@ def test_the_embedded_preset_is_in_the_package(kaggle, hugging_face):
     assert folder == BUILTIN_PRESETS["opt_tiny_en"].folder
     assert folder.parent.name == "presets"
     assert kaggle.calls == hugging_face.calls == []
+
+
+def test_the_embedded_preset_of_a_package_in_a_zip_file(tmp_path, monkeypatch):
+    packed = replace(BUILTIN_PRESETS["opt_tiny_en"], folder=tmp_path / "package.zip" / "opt_tiny_en")
+    monkeypatch.setitem(BUILTIN_PRESETS, "opt_tiny_en", packed)
+    with pytest.raises(PresetError, match="is no folder; install opt-onnx with pip, which unpacks it"):
+        resolve_preset("opt_tiny_en")
 
 
 # === Hubs ===
