@@ -62,10 +62,9 @@ def node(
 
 def tensor(name: str, dtype: str, dims: list[int], values: list[Any] | bytes) -> bytes:
     """A constant of the file; `values` are raw bytes where they are bytes."""
-    raw = (
-        values if isinstance(values, bytes) else struct.pack(f"<{len(values)}{FORMATS[dtype]}", *values)
-    )
-    return message(*[(1, size) for size in dims], (2, DTYPES[dtype]), (8, name), (9, raw))
+    if not isinstance(values, bytes):
+        values = struct.pack(f"<{len(values)}{FORMATS[dtype]}", *values)
+    return message(*[(1, size) for size in dims], (2, DTYPES[dtype]), (8, name), (9, values))
 
 
 def weight(name: str, dtype: str, dims: list[int], offset: int, length: int) -> bytes:
