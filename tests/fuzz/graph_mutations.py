@@ -56,7 +56,7 @@ def mutate(seed: Seed, others: list[Seed], source: random.Random) -> bytes:
     model.CopyFrom(seed.model)
     for _ in range(source.choice((1, 1, 1, 2, 2, 3, 5))):
         kinds = HARMLESS if source.random() < 0.2 else ALL
-        with contextlib.suppress(ValueError):  # of a constant that is damaged already
+        with contextlib.suppress(ValueError, OverflowError):  # of a constant that is damaged already
             source.choice(kinds)(model.graph, seed, others, source)
     if source.random() < 0.5:
         del model.graph.value_info[:]
