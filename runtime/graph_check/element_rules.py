@@ -28,8 +28,6 @@ def _combined(
     _check_dtype(node, a, dtypes)
     node.require(a.dtype == b.dtype, "the dtypes do not agree")
     made = broadcast(node, a.shape, b.shape)
-    if a.spans == b.spans == (UNKNOWN,):
-        return Value(a.dtype, made)
     return Value(a.dtype, made, _zipped(a, b, combine))
 
 

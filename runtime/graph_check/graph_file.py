@@ -80,7 +80,7 @@ def infer_values(data: bytes, limits: GraphLimits) -> tuple[dict[bytes, Value], 
     contract = (limits.config, limits.phase, limits.cache_dtype, limits.revision)
     values: dict[bytes, Value] = {}
     for spec in _checked_specs(graph, "input", graph_inputs(*contract)):
-        values[spec.name.encode()] = _given(spec, limits)
+        values[spec.name.encode()] = given_value(spec, limits)
     costs = LoadingCosts(limits)
     for name, constant in read_constants(graph, limits):
         _add(values, name, constant)
@@ -146,7 +146,7 @@ def _shape(spec: TensorSpec) -> Shape:
     return tuple(_SYMBOLS.get(dim, 0) if isinstance(dim, str) else dim for dim in spec.shape)
 
 
-def _given(spec: TensorSpec, limits: GraphLimits) -> Value:
+def given_value(spec: TensorSpec, limits: GraphLimits) -> Value:
     """An input of the graph, with what the runtime promises of its numbers."""
     tokens = limits.sequence
     last: dict[str, Dim] = {

@@ -148,7 +148,7 @@ def split(node: Node) -> list[Value]:
     """Equal parts of the last axis."""
     value, parts = node.input(0), len(node.outputs)
     last = value.shape[-1] if value.shape else 0
-    fits = isinstance(last, int) and last % parts == 0
+    fits = isinstance(last, int) and last > 0 and last % parts == 0
     same = node.attributes.get("num_outputs") == parts and node.attributes.get("axis") == -1
     if not fits or not same or not isinstance(last, int):
         node.refuse("the last axis does not have equal parts")

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from tests.runtime.packs.packing import make_cpu_bundle
 from tests.runtime.toy import approve, edit_manifest, flip_byte
@@ -178,6 +179,65 @@ def _many(model: Any) -> None:
     model.graph.node.extend([model.graph.node[0]] * 2000)
 
 
+def _constant(model: Any, name: str, values: Any, dtype: str = "int64") -> str:
+    array = np.asarray(values, dtype)
+    model.graph.initializer.append(numpy_helper.from_array(array, name))
+    return name
+
+
+def _add(model: Any, kind: str, inputs: list[str], output: str, **more: Any) -> str:
+    model.graph.node.append(helper.make_node(kind, inputs, [output], **more))
+    return output
+
+
+def _expanded(model: Any) -> None:
+    shape, one = _constant(model, "n", [1000, 1000, 200]), _constant(model, "one", 1.0, "float32")
+    for i in range(12):
+        _add(model, "Expand", [one, shape], f"e{i}")
+
+
+def _products(model: Any, count: int = 1300) -> None:
+    last = matrix = _constant(model, "square", np.eye(100), "float32")
+    for i in range(count):
+        last = _add(model, "MatMul", [last, matrix], f"e{i}")
+
+
+def _packed(model: Any) -> None:
+    head = model.graph.node[-1]
+    assert head.op_type == "Gemm"
+    for i in range(100):
+        _add(model, "Gemm", list(head.input), f"e{i}", transB=1)
+
+
+def _float_range(model: Any) -> None:
+    zero, one = _constant(model, "zero", 0), _constant(model, "one", 1)
+    limit = _add(
+        model, "Cast", [_constant(model, "far", 1e9, "float32")], "limit", to=TensorProto.INT64
+    )
+    _add(model, "Range", [zero, limit, one], "e")
+
+
+def _size_of_products(model: Any) -> None:
+    thousand = _constant(model, "k", [1000])
+    million = _add(model, "Mul", [thousand, thousand], "k2")
+    milliard = _add(model, "Mul", [million, thousand], "k3")
+    _add(model, "Expand", [_constant(model, "one", 1.0, "float32"), milliard], "e")
+
+
+def _two_scales(model: Any) -> None:
+    given = {
+        "codes": np.ones((4, 32), np.uint8), "column": np.ones((32, 1), np.int8),
+        "scale": np.float32(1), "scales": np.ones(2, np.float32), "point": np.uint8(0),
+    }  # fmt: skip
+    names = [_constant(model, name, value, value.dtype.name) for name, value in given.items()]
+    _add(model, "MatMulIntegerToFloat", names, "e", domain="com.microsoft")
+    model.opset_import.add(domain="com.microsoft", version=1)
+
+
+def _other_version(model: Any) -> None:
+    model.opset_import[0].version = 13
+
+
 def _packs(make: Callable[[Path, Path], object]) -> Maker:
     """A bundle whose weights are packed, with something in the place of the packs."""
 
@@ -302,13 +362,28 @@ GRAPHS = (
     Kind("Tile of 10^12", _node("Tile", ["input_ids", "n"], {"n": [1, HUGE]}),
          "wants the operator 'Tile'"),
     Kind("Expand to 10^12", _node("Expand", ["input_ids", "n"], {"n": [1, HUGE]}),
-         "has an operator Expand with a constant above"),
+         "the shape cannot be told"),
+    Kind("a dozen Expand of constants to [1000, 1000, 200]", _graph(_expanded),
+         "more is computed of constants alone than any bundle does"),
+    Kind("1,300 products of constants", _graph(_products), "operators, at most 280 are allowed"),
+    Kind("100 products of constants", _graph(lambda m: _products(m, 100)),
+         "more is computed of constants alone than any bundle does"),
+    Kind("one matrix packed 100 times", _graph(_packed),
+         "more weights are multiplied with than the weights file has"),
     Kind("Range to 10^12", _node("Range", ["a", "n", "b"], {"a": 0, "n": HUGE, "b": 1}),
-         "has an operator Range with a constant above"),
-    Kind("an attribute of 10^12", _graph(_attribute), "has an operator Concat with axis"),
+         "it must count whole numbers from 0 by 1 to a size"),
+    Kind("Range to a float of 10^9", _graph(_float_range),
+         "more is computed of constants alone than any bundle does"),
+    Kind("a size that is a product of products", _graph(_size_of_products),
+         "more is computed of constants alone than any bundle does"),
+    Kind("an attribute of 10^12", _graph(_attribute), "there is no axis 1099511627776"),
+    Kind("two scales for one column", _graph(_two_scales), "input 3 must be float32 [1]"),
+    Kind("another version of the operators", _graph(_other_version),
+         "wants version 13 of the operators of '', not 18"),
     Kind("an input of absurd shape", _graph(_wide_input), "breaks the graph contract"),
-    Kind("absurd shapes of values in between", _graph(_wide_value), None),
-    Kind("2,000 more operators", _graph(_many), "operators, at most 1000 are allowed"),
+    Kind("absurd shapes of values in between", _graph(_wide_value),
+         "tells another dtype or shape of"),
+    Kind("2,000 more operators", _graph(_many), "operators, at most 280 are allowed"),
     Kind("a graph in ONNX Runtime's own format", _file(GRAPH, b"\x18\x00\x00\x00ORTM" + bytes(64)),
          "prefill.onnx "),
     Kind("a graph of noise", _file(GRAPH, bytes(range(7, 256)) * 9), "prefill.onnx "),
