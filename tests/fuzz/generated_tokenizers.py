@@ -274,6 +274,8 @@ def run(seed: int, numbers: range, seconds: float = float("inf")) -> Found:
         for number in numbers:
             outcome = worker.use(seed, number, SECONDS + 60 * first)
             found.add(number, outcome)
+            if found.harmful and found.harmful[-1][0] == number:
+                print(f"{number}: {outcome}", file=sys.stderr, flush=True)
             first = outcome == "cut" or not worker.alive
             if first:
                 worker.end()
