@@ -62,7 +62,7 @@ class RowCache(ABC):
         # Plain numbers: after a step an array operation costs tens of microseconds.
         added: list[int] = new_lengths.tolist()
         if min(added) < 0 or max(added) > sequence:
-            raise ValueError(f"new_lengths must be from 0 to {sequence}, got {shown(new_lengths)}")
+            raise ValueError(f"new_lengths must be from 0 to {sequence}, got {shown(added)}")
         longest = max(map(operator.add, self.lengths.tolist(), added))
         if longest > self.capacity:
             raise ValueError(f"a row of {longest} tokens has no room in a cache of {self.capacity}")

@@ -196,8 +196,9 @@ def bpe_pipeline(
     pairs = [split_rule(rule) for rule in merges]
     limit = None
     try:
-        model = models.BPE(vocab=vocabulary, merges=pairs)
-    except Exception:  # the library raises plain Exception for a rule's token without an id
+        with library_errors("the vocabulary with its merge rules"):
+            model = models.BPE(vocab=vocabulary, merges=pairs)
+    except ValueError:  # a rule's token may have no id
         limit = max(vocabulary.values()) + 1
         full = _with_merged(vocabulary, pairs, limit)
         with library_errors("the vocabulary with its merge rules"):

@@ -155,7 +155,9 @@ def check_post_processors(steps: list[Step]) -> None:
         if kind == "TemplateProcessing":
             texts = [piece["Sequence"]["id"] for piece in step["single"] if "Sequence" in piece]
             if texts != ["A"]:
-                raise ValueError(f"has a template with {len(texts)} places for one text")
+                raise ValueError(
+                    f"has a template with {len(texts)} places for one text, {shown(texts)}"
+                )
 
 
 def _check_pattern(pattern: Any) -> None:

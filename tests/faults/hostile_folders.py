@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.good_presets import VOCABULARY, tokenizer_json, write_json
+from tests.fuzz.tokenizer_seeds import precompiled
 
 OUTSIDE = "outside"  # a folder beside the preset, with a copy of its files
 
@@ -214,6 +215,9 @@ _SEQUENCE_B = {
     "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
     "special_tokens": {},
 }
+_REPEATED = _SEQUENCE_B | {"single": [{"Sequence": {"id": "A", "type_id": 0}}] * 10_000}
+_LONG_ADDED = [{"id": 300, "content": "x" * 2**21, "single_word": False, "lstrip": False,
+                "rstrip": False, "normalized": False, "special": False}]  # fmt: skip
 _PADDING = {"strategy": {"Fixed": 10**12}, "direction": "Right", "pad_to_multiple_of": None}
 _PADDING |= {"pad_id": 1, "pad_type_id": 0, "pad_token": "<pad>"}
 _STRIDE = {"max_length": 1, "stride": 5, "strategy": "LongestFirst", "direction": "Right"}
@@ -236,7 +240,7 @@ TOKENIZERS = (
          "makes up to 1.07e+09 bytes of one byte of text"),
     Kind("a replacement of nothing by much", "torch",
          _tokenizer(normalizer=_DOUBLE | {"pattern": {"Regex": ""}, "content": "a" * 1000}),
-         "makes up to 1e+03 bytes of one byte of text"),
+         "makes up to 2e+03 bytes of one byte of text"),
     Kind("bytes spelled as bytes thirty times", "torch",
          _tokenizer(pre_tokenizer={"type": "Sequence", "pretokenizers": [_BYTES] * 30}),
          "has 30 ByteLevel pre-tokenizers, at most one"),
@@ -244,10 +248,17 @@ TOKENIZERS = (
          _tokenizer(normalizer={"type": "Sequence", "normalizers": [{"type": "NFC"}] * 1000}),
          "has more than 32 normalizers"),
     Kind("a template that the library panics on", "torch", _tokenizer(post_processor=_SEQUENCE_B),
-         "its post-processor or model is not valid: index out of bounds"),
+         "has a template with 1 places for one text, B"),
+    Kind("a template of a text ten thousand times", "torch", _tokenizer(post_processor=_REPEATED),
+         "has a template with 10000 places for one text"),
     Kind("a normalizer that the library panics on", "torch",
          _tokenizer(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
-         "tokenizer.json is not valid: Precompiled"),
+         "tokenizer.json has a step 'Precompiled', and known ones are"),
+    Kind("a table that makes a thousand letters of one, three times", "torch",
+         _tokenizer(normalizer={"type": "Sequence", "normalizers": [precompiled("a", "b" * 1000)] * 3}),
+         "tokenizer.json has a step 'Precompiled', and known ones are"),
+    Kind("an added token of two megabytes", "torch", _tokenizer(added_tokens=_LONG_ADDED),
+         "have 2097152 bytes, and may have 1048576"),
     Kind("a merge rule of unknown tokens", "torch", _tokenizer(model=_UNKNOWN),
          "tokenizer.json is not valid: Token `no` out of vocabulary"),
     Kind("a tokenizer without a model", "torch", _tokenizer(model=None), "tokenizer.json"),

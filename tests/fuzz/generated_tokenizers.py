@@ -69,9 +69,18 @@ def generated(seed: int, number: int) -> dict[str, str]:
     if source.random() < 0.15:
         return _plain_files(source)
     names = list(_SEEDS) if source.random() < 0.1 else _BYTE_LEVEL
-    values = json.loads(json.dumps(_SEEDS[source.choice(names)]))
+    values: Any = dict(_SEEDS[source.choice(names)])
+    vocabulary = None
+    if source.random() < 0.8:  # which is most of a file, and takes most of the time that changes take
+        vocabulary, values["model"] = values["model"].get("vocab"), dict(values["model"])
+        values["model"].pop("vocab", None)
+    values = json.loads(json.dumps(values))
     for _ in range(source.choice((1, 2, 2, 3, 4, 6))):
         values = _change(values, source)
+    model = values.get("model") if isinstance(values, dict) else None
+    if vocabulary is not None and isinstance(model, dict):
+        changed = model.get("vocab")
+        model["vocab"] = vocabulary | changed if isinstance(changed, dict) else changed or vocabulary
     special: Any = SPECIAL_IDS
     if source.random() < 0.1:
         special = mutate_json_value(special, source)
@@ -133,43 +142,50 @@ def _with_step(old: Any, name: str, known: list[Any], source: random.Random) -> 
 # === In the child process ===
 
 
-def use(files: dict[str, str], number: int) -> str:
-    """Reads and uses a tokenizer; returns how that ended.
+def use(files: dict[str, str], number: int, folder: Path) -> str:
+    """Reads and uses a tokenizer, by way of a file in the folder; returns how that ended.
 
     Raises:
         BaseException: what it must not end in.
     """
     try:
         if number % 4 == 0 and "tokenizer.json" in files:
-            with tempfile.TemporaryDirectory() as folder:
-                Path(folder, "tokenizer.json").write_text(files["tokenizer.json"], "utf-8")
-                found = hugging_face_tokenizer_files(
-                    Path(folder), {"eos_token_id": 2, "pad_token_id": 1}
-                )
-                assert found is not None
-                files = found
+            Path(folder, "tokenizer.json").write_text(files["tokenizer.json"], "utf-8")
+            found = hugging_face_tokenizer_files(folder, {"eos_token_id": 2, "pad_token_id": 1})
+            assert found is not None
+            files = found
         tokenizer = Tokenizer.from_files(files)
     except (ValueError, PresetError) as error:
         _check_message(error)
         return "refused"
-    texts = [*TEXTS, LONG_TEXTS[number % (10 if number % 50 == 0 else 6)]]
+    long = LONG_TEXTS[number % (10 if number % 50 == 0 else 6)]
     outcome = "used"
-    for text in texts:
-        try:
-            (ids,) = encode_prompts([text], tokenizer, 2048, _CONFIG, CallLimits(TIMEOUT).check)
-        except CallCut:
+    for texts in (list(TEXTS), [long]):
+        outcomes = [_use_texts(tokenizer, texts)]
+        if outcomes == ["error"] and len(texts) > 1:
+            outcomes = [_use_texts(tokenizer, [text]) for text in texts]
+        if "cut" in outcomes:
             return "cut"
-        except ValueError as error:
-            _check_message(error)
-            if "tokens" not in str(error):
-                outcome = "used with errors"
-            continue
-        assert all(type(i) is int and 0 <= i < 2**24 for i in ids)
-        tokenizer.decode(ids, skip_special_tokens=True)
-        tokenizer.decode(ids)
+        if "error" in outcomes:
+            outcome = "used with errors"
     with contextlib.suppress(ValueError):  # what has no files says so
         tokenizer.files()
     return outcome
+
+
+def _use_texts(tokenizer: Tokenizer, texts: list[str]) -> str:
+    """Encodes and decodes texts as one call of a generator would."""
+    try:
+        prompts = encode_prompts(texts, tokenizer, 2048, _CONFIG, CallLimits(TIMEOUT).check)
+    except CallCut:
+        return "cut"
+    except ValueError as error:
+        _check_message(error)
+        return "too long" if "tokens" in str(error) else "error"
+    for ids in prompts:
+        assert all(type(i) is int and 0 <= i < 2**24 for i in ids)
+        tokenizer.decode(ids, skip_special_tokens=len(ids) % 2 == 0)
+    return "used"
 
 
 def _check_message(error: Exception) -> None:
@@ -181,10 +197,11 @@ def work() -> None:
     """Uses the tokenizers whose numbers come in; tells how each ended, a line each."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    folder = Path(sys.argv[-1])
     for line in sys.stdin:
         seed, number = map(int, line.split())
         try:
-            outcome = use(generated(seed, number), number)
+            outcome = use(generated(seed, number), number, folder)
         except BaseException as error:
             traceback.print_exc()
             outcome = f"raised {type(error).__name__}: {' '.join(str(error)[:200].split())}"
@@ -222,9 +239,10 @@ class _Worker:
             "OPENBLAS_NUM_THREADS": "1",
             "MALLOC_ARENA_MAX": "2",
         }
+        self._folder = tempfile.TemporaryDirectory()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (as long as the process)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __spec__.name, "--work"] if __spec__ else [],
+            [sys.executable, "-m", __spec__.name, "--work", self._folder.name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -262,6 +280,7 @@ class _Worker:
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGKILL)
         self._process.wait()
+        self._folder.cleanup()
 
 
 def run(seed: int, numbers: range, seconds: float = float("inf")) -> Found:
@@ -274,6 +293,8 @@ def run(seed: int, numbers: range, seconds: float = float("inf")) -> Found:
         for number in numbers:
             outcome = worker.use(seed, number, SECONDS + 60 * first)
             found.add(number, outcome)
+            if found.harmful and found.harmful[-1][0] == number:
+                print(f"{number}: {outcome}", file=sys.stderr, flush=True)
             first = outcome == "cut" or not worker.alive
             if first:
                 worker.end()
@@ -297,13 +318,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="another seed, other tokenizers")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="the longest it may take")
     parser.add_argument("--replay", type=int, metavar="NUMBER", help="use one, in this process")
-    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--work", metavar="FOLDER", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.work:
         work()
         return 0
     if options.replay is not None:
-        print(use(generated(options.seed, options.replay), options.replay))
+        with tempfile.TemporaryDirectory() as folder:
+            print(use(generated(options.seed, options.replay), options.replay, Path(folder)))
         return 0
     started = time.monotonic()
     numbers = range(options.first, options.first + options.runs)

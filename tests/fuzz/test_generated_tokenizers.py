@@ -23,7 +23,7 @@ def test_a_few_are_read_and_used_within_the_limits():
     assert found.counts["refused"] > RUNS / 8
 
 
-def test_seeds_of_a_byte_level_are_valid():
+def test_seeds_of_a_byte_level_are_valid(tmp_path):
     for name, values in seeds().items():
         files = {
             "tokenizer.json": json.dumps(values),
@@ -35,7 +35,7 @@ def test_seeds_of_a_byte_level_are_valid():
             ):
                 Tokenizer.from_files(files)
         else:
-            assert use(files, 1) == "used"
+            assert use(files, 4, tmp_path) == "used"
 
 
 def test_a_number_is_always_the_same_tokenizer():
@@ -59,12 +59,12 @@ def test_a_process_that_ends_or_takes_long_is_seen():
     assert not worker.alive
 
 
-def test_an_error_of_another_kind_is_one(monkeypatch):
+def test_an_error_of_another_kind_is_one(monkeypatch, tmp_path):
     monkeypatch.setattr(generated_tokenizers.Tokenizer, "decode", lambda *_, **options: 1 / 0)
     files = {"tokenizer.json": json.dumps(seeds()["GPT-2"])}
     files["special_tokens.json"] = json.dumps(SPECIAL_IDS)
     with pytest.raises(ZeroDivisionError):
-        use(files, 1)
+        use(files, 1, tmp_path)
 
 
 def test_the_command(capsys):

@@ -218,6 +218,13 @@ def test_merges_may_pass_through_what_the_vocabulary_lacks(gaps: Tokenizer) -> N
     assert gaps.vocabulary_size() == 4
 
 
+def test_a_merged_token_that_the_library_panics_over() -> None:
+    """Both of its parts have ids, it has none, and it is longer in bytes than in characters."""
+    some = Tokenizer({"<pad>": 1, "</s>": 2, "Ġ": 3, "q": 4}, ["Ġ q"])
+    assert some.encode("q q") == [4]
+    assert some.encode("q ") == [4, 3]
+
+
 @given(ANY_TEXT)
 def test_passing_tokens_never_come_out(text: str) -> None:
     merges = ["Ġ t", "h e", "Ġt he", "Ã ©"]
