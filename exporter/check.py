@@ -38,14 +38,16 @@ def check_bundle(
         UnsoundBundleError: saying what is wrong.
         RuntimeMissingError: if ONNX Runtime, which runs the probe, is not installed.
     """
-    started = time.perf_counter()
-    try:
-        for found in _checks(folder, progress or Progress(quiet=True)):
-            now = time.perf_counter()
-            tell(f"ok {now - started:7.2f} s  {found}")
-            started = now
-    except (ManifestError, BundleError, OSError) as error:
-        raise UnsoundBundleError(str(error)) from error
+    checks = _checks(folder, progress or Progress(quiet=True))
+    while True:
+        started = time.perf_counter()
+        try:
+            found = next(checks, None)
+        except (ManifestError, BundleError, OSError) as error:
+            raise UnsoundBundleError(str(error)) from error
+        if found is None:
+            return
+        tell(f"ok {time.perf_counter() - started:7.2f} s  {found}")
 
 
 def _checks(folder: Path, progress: Progress) -> Iterator[str]:

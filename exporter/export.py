@@ -49,6 +49,7 @@ from graphs.manifest import (
     target_cache_dtype,
     target_revision,
 )
+from graphs.native_path import path_text
 from graphs.passes import expected_counts, rewrite
 from graphs.passes.attention import HEAD_DIM_MULTIPLE
 from graphs.program import Program
@@ -283,7 +284,7 @@ def _preset_subject(name: str, preset: PresetFolder) -> _Subject:
         tokenizer=tokenizer,
         max_length=min(preset.sequence_length, preset.config.max_sequence_length),
         sampler=samplers.get("top_k"),
-        source={"preset": preset_name(name), "format": preset.format},
+        source={"preset": path_text(preset_name(name)), "format": preset.format},
         weights=CheckpointWeights(preset),
     )
 
