@@ -34,6 +34,7 @@ from bench.workers.process import Worker
 from bench.workers.systems import OURS, PRECISIONS, SYSTEMS, System
 from runtime.command import CommandParser, run_command
 from runtime.system.output_file import check_output, write_output
+from runtime.system.standard_streams import print_out
 
 DESCRIPTION = """\
 Compare this project with other systems, each in a process of its own, on the same random weights.
@@ -167,7 +168,7 @@ def _report(comparison: Comparison, options: argparse.Namespace) -> None:
     hardware = describe_hardware()
     table = format_comparison(comparison, hardware)
     if options.json != "-":
-        print(table)
+        print_out(table)
     if options.json is not None:
         origin = {"hardware": asdict(hardware), "read_bandwidth_method": METHOD}
         write_json({**comparison.to_dict(), **origin}, options.json)

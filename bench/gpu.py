@@ -26,6 +26,7 @@ from graphs.versions import package_versions
 from runtime.command import CommandParser, run_command
 from runtime.system.child_process import python_command, python_environment
 from runtime.system.output_file import check_output
+from runtime.system.standard_streams import print_out
 
 PACKAGES = ("opt-onnx", "onnxruntime", "onnxruntime-gpu", "torch", "transformers", "numpy")
 ERROR_LINES = 3  # of a process that ended without a word
@@ -100,7 +101,7 @@ def _run(options: argparse.Namespace) -> None:
             trace_shapes(traced, shapes, options.device)
         records = measure(plan(shapes), options.device, traced, Path(work), budget)
     if options.json != "-":
-        print(format_table(records))
+        print_out(format_table(records))
     if options.json is not None:
         facts = {"versions": package_versions(PACKAGES), "hardware": asdict(describe_hardware())}
         write_json({"options": vars(options), **facts, "records": records}, options.json)

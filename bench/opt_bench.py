@@ -11,6 +11,7 @@ from bench.command import check_counts, parse_counts, print_progress, write_json
 from bench.measure import Spread
 from runtime.command import CommandParser, run_command
 from runtime.system.output_file import check_output
+from runtime.system.standard_streams import print_out
 
 DESCRIPTION = """\
 Measure an exported OPT bundle: loading, prefill and decode at several batch sizes, memory.
@@ -87,7 +88,7 @@ def _run(options: argparse.Namespace) -> None:
     )
     report = measure_bundle(options.bundle, settings, print_progress)
     if options.json != "-":
-        print(format_report(report))
+        print_out(format_report(report))
     if options.json is not None:
         write_json(report.to_dict(), options.json)
 

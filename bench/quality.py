@@ -21,6 +21,7 @@ from runtime.bundle import Bundle, load_bundle
 from runtime.command import CommandParser, run_command
 from runtime.decoder import Decoder
 from runtime.system.output_file import check_output
+from runtime.system.standard_streams import print_out
 
 PACKAGES = ("opt-onnx", "onnxruntime", "onnxruntime-gpu", "numpy", "tokenizers")
 HEADER = [
@@ -117,7 +118,7 @@ def _run(options: argparse.Namespace) -> None:
     )
     manifests = {name: bundle.manifest for name, bundle in bundles.items()}
     if options.json != "-":
-        print(format_quality(found, manifests, options.reference, rows.origin, options.chunk))
+        print_out(format_quality(found, manifests, options.reference, rows.origin, options.chunk))
     if options.json is not None:
         values = {
             "reference": options.reference,

@@ -30,6 +30,7 @@ from runtime.bundle import load_bundle
 from runtime.command import CommandParser, run_command
 from runtime.system.child_process import python_command, python_environment, safe_environment
 from runtime.system.output_file import check_output
+from runtime.system.standard_streams import print_out
 
 COPY_BLOCK = 16 * 1024 * 1024
 TOKENS_PROMPT, NEW_TOKENS = 16, 32
@@ -170,7 +171,7 @@ def _run(options: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory(dir=options.workspace, prefix="scale-") as workspace:
             results.append(measure(checkpoint, precision, target, Path(workspace, "bundle"), options))
     if options.json != "-":
-        print("\n".join(format_table(results)))
+        print_out("\n".join(format_table(results)))
     if options.json is not None:
         values = {
             "checkpoint": checkpoint.name,

@@ -28,6 +28,7 @@ from runtime.bundle import load_bundle
 from runtime.command import CommandParser, run_command
 from runtime.system.child_process import python_command, python_environment
 from runtime.system.output_file import check_output
+from runtime.system.standard_streams import print_out
 
 HEADER = ["system", "to the last token s", "of it loading s", "peak MB"]
 COMMAND, COMMAND_MODULE = "opt-generate", "runtime.cli"
@@ -124,7 +125,7 @@ def _run(options: argparse.Namespace) -> None:
         checkpoints = prepare_systems(contestants, folder, options.prompt_tokens, options.new_tokens)
         found = measure_starts(contestants, checkpoints, options)
     if options.json != "-":
-        print(format_starts(found, options))
+        print_out(format_starts(found, options))
     if options.json is not None:
         systems = {name: asdict(starts) for name, starts in found.items()}
         facts = {"hardware": asdict(describe_hardware())}

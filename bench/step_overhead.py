@@ -23,6 +23,7 @@ from runtime.decoder import Decoder
 from runtime.generation import RowRequest
 from runtime.samplers import GreedySampler, RandomSampler, Sampler, TopKSampler, TopPSampler
 from runtime.system.output_file import check_output
+from runtime.system.standard_streams import print_out
 
 PACKAGES = ("opt-onnx", "onnxruntime", "onnxruntime-gpu", "numpy")
 HEADER = ["sampler", "step ms", "outside µs", "of the step"]
@@ -114,7 +115,7 @@ def _run(options: argparse.Namespace) -> None:
         decoder = SessionDecoder(bundle, threads=options.threads)
         found = measure_overhead(decoder, clock, options)
     if options.json != "-":
-        print(format_overhead(found, options))
+        print_out(format_overhead(found, options))
     if options.json is not None:
         values = {
             name: {"step_seconds": asdict(Spread.of(times.whole)), "share": times.share}

@@ -48,13 +48,17 @@ def check_bundle(
         RuntimeMissingError: if ONNX Runtime, which runs the probe, is not installed.
     """
     started = time.perf_counter()
+    for found in _sound_parts(folder, progress or Progress(quiet=True)):
+        tell(f"ok {time.perf_counter() - started:7.2f} s  {found}")
+        started = time.perf_counter()
+
+
+def _sound_parts(folder: Path, progress: Progress) -> Iterator[str]:
+    """What was found sound, check by check; `UnsoundBundleError` at the first that is not."""
     seen: Manifest | None = None
     try:
         seen = read_manifest(folder)
-        for found in _checks(folder, seen, progress or Progress(quiet=True)):
-            now = time.perf_counter()
-            tell(f"ok {now - started:7.2f} s  {found}")
-            started = now
+        yield from _checks(folder, seen, progress)
         _check_unchanged(folder, seen)
     except (ManifestError, BundleError, OSError, UnsoundBundleError) as error:
         if seen is not None:

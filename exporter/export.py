@@ -50,6 +50,7 @@ from graphs.manifest import (
     target_cache_dtype,
     target_revision,
 )
+from graphs.native_path import path_text
 from graphs.passes import expected_counts, rewrite
 from graphs.program import Program
 from graphs.quantization import Scheme
@@ -336,7 +337,7 @@ def _preset_subject(name: str, preset: PresetFolder) -> _Subject:
         tokenizer=tokenizer,
         max_length=min(preset.sequence_length, preset.config.max_sequence_length),
         sampler=samplers.get("top_k"),
-        source={"preset": preset_name(name), "format": preset.format, **noted},
+        source={"preset": path_text(preset_name(name)), "format": preset.format, **noted},
         weights=merged(CheckpointWeights(preset), preset),
         end_token_ids=preset.generation.end_token_ids,
         notices=preset.generation.notices,

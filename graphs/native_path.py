@@ -37,6 +37,11 @@ def native_path(path: Path) -> Iterator[str]:
         os.close(folder)
 
 
+def path_text(path: str | os.PathLike[str]) -> str:
+    """A path as text to keep, `\\xe9` for a byte that is none: for people, or to compare with."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def _text(raw: bytes) -> str | None:
     try:
         return raw.decode("utf-8")

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from graphs.manifest import FileEntry, ManifestError
+from graphs.native_path import path_text
 from graphs.plain_files import hash_file
 from runtime.bundle import Bundle
 from runtime.errors import BundleError
@@ -79,7 +80,7 @@ class PackedWeights:
             raise PackError(f"the secret that packed weights are signed with: {error}") from error
         self._places = [
             PackFolder(bundle.folder / "packed", None, secret),
-            PackFolder(cache / "opt-onnx" / "packed", _as_text(bundle.folder.resolve()), secret),
+            PackFolder(cache / "opt-onnx" / "packed", path_text(bundle.folder.resolve()), secret),
         ]
 
     def open(self, graph: FileEntry, open_model: Callable[[Path], _Session]) -> _Session:
@@ -197,11 +198,6 @@ def user_cache_folder() -> Path | None:
         return None
     folders = {"win32": "AppData/Local", "darwin": "Library/Caches"}
     return home / folders.get(sys.platform, ".cache")
-
-
-def _as_text(path: Path) -> str:
-    """A path in JSON, also where its bytes are no text."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _in_words(size: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import stat
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,7 +16,7 @@ import pytest
 
 from bench import bundle_speed, opt_bench
 from bench.bundle_speed import Settings, measure_bundle
-from bench.command import parse_counts
+from bench.command import parse_counts, write_json
 from bench.measure import Spread, TimedRun, check_room, random_prompts, time_generation
 from bench.opt_bench import format_report, main
 from bench.system import describe_hardware
@@ -209,6 +210,36 @@ def test_prints_a_table_and_writes_json(toy_bundle, tmp_path, capsys):
     values = json.loads(path.read_text(encoding="utf-8"))
     assert [batch["batch"] for batch in values["batches"]] == [1, 2]
     assert f"{values['batches'][1]['decode_ms_per_token']['median']:.2f} (" in printed.out
+
+
+@pytest.mark.skipif(os.name != "posix", reason="files as POSIX has them")
+def test_json_is_written_in_place(toy_bundle, tmp_path):
+    """Through a link, into a file that keeps its mode; a device stays one."""
+    path = tmp_path / "figures.json"
+    path.write_text("old")
+    path.chmod(0o600)
+    (tmp_path / "link").symlink_to(path)
+    assert main([str(toy_bundle), *SMALL, "--batch", "1", "--json", str(tmp_path / "link")]) == 0
+    assert json.loads(path.read_text(encoding="utf-8"))["batches"][0]["batch"] == 1
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert (tmp_path / "link").is_symlink()
+    assert main([str(toy_bundle), *SMALL, "--batch", "1", "--json", os.devnull]) == 0
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+
+
+def test_figures_are_json_whatever_they_are(tmp_path, capsys, monkeypatch):
+    """Numbers that are not finite, a folder's name that is no text, a terminal of ASCII."""
+    value = {"ratio": float("nan"), "all": [1.5, float("-inf"), {"é": 1}], "bundle": "caf\udce9"}
+    expected = {"ratio": None, "all": [1.5, None, {"é": 1}], "bundle": "caf\udce9"}
+    write_json(value, str(tmp_path / "figures.json"))
+    data = (tmp_path / "figures.json").read_bytes()
+    assert "é".encode() in data
+    assert json.loads(data.decode("utf-8"), parse_constant=pytest.fail) == expected
+    monkeypatch.setattr(type(sys.stdout), "encoding", "ascii", raising=False)
+    write_json(value, "-")
+    out = capsys.readouterr().out
+    assert out.isascii()
+    assert json.loads(out) == expected
 
 
 def test_json_to_standard_output_alone(toy_bundle, capsys):

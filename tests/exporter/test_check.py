@@ -268,6 +268,27 @@ def test_no_such_folder(tmp_path):
     assert run("--check", tmp_path)[0] == 1
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+@pytest.mark.parametrize(
+    ("redirected", "code", "told"),
+    [
+        (">&-", 0, ""),
+        ("<&- >&- 2>&-", 0, ""),
+        ("2> /dev/full", 0, ""),
+        ("> /dev/full", 2, "opt-export: [Errno 28] No space left on device: 'standard output'\n"),
+    ],
+)
+def test_where_nothing_can_be_told(toy_bundle, repository, redirected, code, told):
+    """Which says nothing of the bundle: exit code 1 is for those that are not sound."""
+    line = f"{sys.executable} -m exporter.cli --check {toy_bundle} {redirected}"
+    result = subprocess.run(
+        ["sh", "-c", line], cwd=repository, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == code
+    assert result.stderr.endswith(told)
+    assert "Traceback" not in result.stderr
+
+
 def test_it_needs_no_tensorflow(toy_bundle: Path, repository: Path):
     program = (
         "import sys\nfrom exporter.cli import main\n"

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -381,3 +384,16 @@ def test_bad_options_of_the_function(toy_preset, tmp_path, name):
     with pytest.raises(ValueError, match=f"{name} must be one of .*; got 'other'"):
         export_bundle(toy_preset, tmp_path / "b", **{name: "other"})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are any bytes on Linux")
+def test_folders_whose_names_are_no_text(toy_preset, tmp_path):
+    """Of the preset, of the bundle, and of a pack's owner."""
+    name = os.fsdecode(b"caf\xe9 \xff")
+    preset = Path(shutil.copytree(toy_preset, tmp_path / name))
+    bundle = tmp_path / "bundles" / name
+    code, _, err = run("--preset", preset, "--output", bundle, "--verify", "full")
+    assert code == 0, err
+    assert read_manifest(bundle).source["preset"] == "caf\\xe9 \\xff"
+    assert run("--check", bundle)[0] == 0
+    assert bundle_tokens(bundle) == bundle_tokens(shutil.copytree(bundle, tmp_path / "plain"))

@@ -102,7 +102,7 @@ def test_calibration_files_that_cannot_be_read(toy_preset, tmp_path):
     for path, reason in (
         (tmp_path / "nowhere.txt", "cannot be read: No such file or directory"),
         (folder, "cannot be read: Is a directory"),
-        (latin, "is not UTF-8 text: 'utf-8' codec can't decode byte 0xe9"),
+        (latin, "is not UTF-8: byte 4 of line 1 is 0xe9; it may be Windows-1252"),
     ):
         options = ["--precision", "int8", "--calibration", path]
         line = fails("--preset", toy_preset, "--output", tmp_path / "b", *options)
