@@ -198,6 +198,26 @@ def test_a_kill_before_every_call(old, new, tmp_path, stays):
     assert set(states) == {"old", "none", "new"}
 
 
+def test_a_new_folder_where_folders_cannot_be_renamed(old, tmp_path, monkeypatch):
+    """As in the lower layers of a container without rights."""
+    rename = os.rename
+
+    def refuse(source, target, **options):
+        if Path(source).is_dir():
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        rename(source, target, **options)
+
+    monkeypatch.setattr(os, "rename", refuse)
+    target = tmp_path / "a" / "b"
+    place(target, old)
+    assert files(target) == files(old)
+    assert beside(target) == []
+    monkeypatch.setattr(Within, "take", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        place(tmp_path / "c" / "d", old)
+    assert not (tmp_path / "c").exists()
+
+
 def test_files_that_lie_on_another_disk_are_copied(old, new, monkeypatch):
     """Where even a file cannot be renamed into the target, as it is a mount that nothing tells of."""
     rename = os.rename
@@ -297,6 +317,11 @@ put(target, NEW)
 found = contents(target)
 assert {**OLD, **NEW} == found, found
 assert target.stat().st_ino == before
+fresh = target.parent / "a" / "fresh"
+if os.access(target.parent, os.W_OK):  # where a new folder may not be renamed either
+    put(fresh, NEW)
+    assert contents(fresh) == NEW
+    assert os.listdir(fresh.parent) == ["fresh"]
 assert not [name for name in os.listdir(target) + os.listdir(target.parent) if name[0] == "."]
 """
 

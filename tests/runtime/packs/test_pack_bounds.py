@@ -175,6 +175,20 @@ def test_what_killed_builders_left_goes(folder: Path, tmp_path: Path, where: str
     assert len(packs(place)) == 1
 
 
+def test_what_killed_builders_left_of_another_bundle_goes(folder: Path, tmp_path: Path) -> None:
+    """Complete but for the name, in the user's folder."""
+    cache = tmp_path / "home" / "opt-onnx" / "packed"
+    (folder / "packed").write_text("no folder")
+    open_decoder(folder)
+    (pack,) = packs(cache).values()
+    pack.rename(cache / (".building-" + "0" * 16))
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    alter_weights(other)
+    open_decoder(other)
+    (name,) = packs(cache)
+    assert not name.startswith(".")
+
+
 def is_fifo(path: Path) -> None:
     path.rmdir()
     os.mkfifo(path)

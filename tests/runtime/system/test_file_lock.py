@@ -164,13 +164,16 @@ def test_a_forked_process_does_not_keep_the_lock(tmp_path: Path, hold: Any) -> N
 
 
 @posix
-def test_others_cannot_even_read_it(tmp_path: Path, hold: Any) -> None:
+def test_others_cannot_even_read_it(tmp_path: Path, hold: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever may read a file may lock it."""
     path = tmp_path / "lock"
     old = os.umask(0)
     try:
-        with hold(path):
-            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fchmod", lambda *_: pytest.fail("readable for a moment"))
+            with hold(path):
+                assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        path.unlink(missing_ok=True)
         path.touch(0o666)
         path.chmod(0o666)  # as an older version left it
         with hold(path):

@@ -188,9 +188,14 @@ def test_signals_while_a_run_is_being_ended(signals: int) -> None:
     helper = threading.Thread(target=run.work)
     helper.start()
     assert native.running.wait(60)
-    run.drop()
-    assert native.ended
-    helper.join(60)
+    try:
+        run.drop()
+        assert native.ended
+    except KeyboardInterrupt:
+        pytest.fail("a signal has left the run behind")
+    finally:
+        native.terminate()
+        helper.join(60)
 
 
 # === In ONNX Runtime ===
