@@ -95,7 +95,7 @@ def _with_ids(values: dict[str, Any], ids: Mapping[str, int]) -> dict[str, Any]:
                 )
         found = _read({**values, "model": {**model, "vocab": {**ids, **model["vocab"]}}})
         if wrong := _misplaced(found, ids):
-            raise ValueError(f"added tokens have ids of others: {str(wrong):.200}; give each its own")
+            raise ValueError(f"added tokens have ids of others: {wrong!s:.200}; give each its own")
     read: dict[str, Any] = json.loads(found.to_str())
     return read
 
