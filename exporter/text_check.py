@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from exporter.errors import ExportError
-from runtime.bundle import load_bundle
 from runtime.tokenization.tokenizer import Tokenizer
 
 NO_TOKENIZER = "none: the bundle takes token ids only; --tokenizer FOLDER adds one"
@@ -76,9 +75,10 @@ def verify_text(folder: Path, tokenizer: Tokenizer) -> None:
     Raises:
         ExportError: naming the text that differs.
     """
-    written = load_bundle(folder).tokenizer
-    if written is None:
-        raise ExportError("the written bundle failed verification: its tokenizer is missing")
+    try:
+        written = Tokenizer.from_folder(folder)
+    except (OSError, ValueError) as error:
+        raise ExportError(f"the written bundle failed verification: its tokenizer: {error}") from error
     step = max(1, len(tokenizer.added_token_ids) // MAX_PROBED)
     added = [tokenizer.id_to_token(i) for i in tokenizer.added_token_ids[::step]]
     texts = [*PROBES, *(text for token in added for text in (token, f"a {token} b", f"a{token}b\n"))]

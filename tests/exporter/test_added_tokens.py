@@ -23,7 +23,8 @@ from tests.exporter.varied_texts import texts_with
 FOLDERS = Path(maker.__file__).with_name("tokenizer_folders")
 COUNT = 2000
 # The library's decoder takes letters of the byte alphabet for bytes, in whole added tokens too; its
-# Python predecessor and we write such a token as it is spelled.
+# Python predecessor and we write such a token as it is spelled. The last two are tokens of the
+# vocabulary as well, and so have one id for two meanings.
 BROKEN_BY_THE_LIBRARY = {"tüde", "é", "Ġthe"}
 
 

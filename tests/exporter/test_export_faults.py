@@ -245,8 +245,8 @@ def test_a_tokenizer_with_more_ids_than_the_model_has_rows(toy_preset, tmp_path,
     path.write_text(json.dumps({**vocabulary, "surplus": 288}), encoding="utf-8")
     line = fails("--preset", folder, "--output", tmp_path / "b")
     assert line == (
-        "the tokenizer of preset has ids up to 288, and the model has rows for ids up to 287; export "
-        "it with the tokenizer that it was trained with"
+        "the tokenizer of preset has ids up to 288, 'surplus', and the model has rows for ids up to "
+        "287; export it with the tokenizer that it was trained with, by --tokenizer FOLDER"
     )
 
 

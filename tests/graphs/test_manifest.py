@@ -41,7 +41,7 @@ MANIFEST = Manifest(
     graphs={Phase.PREFILL: entry("prefill.onnx", 7), Phase.DECODE: entry("decode.onnx", 6)},
     weights=entry("weights.bin", 98304),
     tokenizer=(entry("vocabulary.json"), entry("merges.txt")),
-    generation=GenerationDefaults(48, {"class_name": "TopKSampler", "config": {"k": 5}}),
+    generation=GenerationDefaults(48, {"class_name": "TopKSampler", "config": {"k": 5}}, (299, 2)),
     source={"preset": "Zoë"},
     versions={"keras": "3.15.1"},
     probe=Probe((5, 299), (7, 0), (1.5, -2.0), 0.001),
@@ -74,6 +74,7 @@ def values() -> dict[str, Any]:
         "generation": {
             "max_length": 48,
             "sampler": {"class_name": "TopKSampler", "config": {"k": 5}},
+            "end_token_ids": [299, 2],
         },
         "source": {"preset": "Zoë"},
         "versions": {"keras": "3.15.1"},
@@ -216,6 +217,10 @@ BAD: list[tuple[str, Any, str]] = [
     ),
     ("generation.sampler", None, "sampler"),
     ("generation.sampler", 7, "sampler"),
+    *(
+        ("generation.end_token_ids", ids, "generation.end_token_ids must be ids from 0 to 299: ")
+        for ids in ([], 2, "2", {}, [300], [2, -1], [True], [2.0], ["2"], [None], list(range(9000)))
+    ),
     ("graphs", ..., "lacks the value 'graphs'"),
     ("graphs", [], "is not valid"),
     ("graphs", {}, r"graphs lacks \["),
@@ -449,3 +454,12 @@ def test_any_bytes_are_an_error(folder: Path, data: bytes) -> None:
     (folder / "manifest.json").write_bytes(data)
     with pytest.raises(ManifestError):
         read_manifest(folder)
+
+
+def test_a_bundle_of_an_older_export_says_nothing_of_what_ends_texts(tmp_path: Path) -> None:
+    old = values()
+    del old["generation"]["end_token_ids"]
+    assert read(tmp_path, old).generation.end_token_ids is None
+    assert read(tmp_path, {**old, "generation": {**old["generation"], "end_token_ids": None}}) == read(
+        tmp_path, old
+    )
