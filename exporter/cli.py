@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from exporter.presets.handles import resolve_preset
+from exporter.presets.handles import resolve_adapter, resolve_preset
 from exporter.presets.table import BUILTIN_PRESETS
 from graphs.manifest import PRECISIONS, TARGETS
 from runtime.command import CommandParser, run_command
@@ -203,6 +203,8 @@ def _run(options: argparse.Namespace) -> None:
         os.environ.update(QUIET_CLIENTS)
     calibration = None if options.calibration is None else _read_text(options.calibration)
     adapters = _adapters(options)
+    for place, _ in adapters:
+        resolve_adapter(place)
     resolve_preset(options.preset)  # a wrong name is told before TensorFlow is loaded
     # TensorFlow's oneDNN products keep the last weights that they saw: 550 MB at opt_6.7b.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")

@@ -111,8 +111,8 @@ class Generator:
         self.config = decoder.config
         length = self.config.max_sequence_length if max_length is None else max_length
         self.max_length = check_length(length, "max_length", self.config)
-        read_stop_ids(end_token_ids, self.config)
         self.end_token_ids = None if end_token_ids is None else tuple(end_token_ids)
+        read_stop_ids(self.end_token_ids, self.config)
         self.compile(sampler)
 
     @classmethod

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.adapters.name_patterns import fullmatch, matches_end
+from exporter.adapters.name_patterns import fullmatch, is_plain, matches_end
 from exporter.errors import PresetError
 from exporter.presets.json_file import read_json
 from graphs.shown import listed
@@ -36,6 +36,8 @@ READ = (
 # Beginnings that leave the base's weights as they are; others take from them what the pairs begin with.
 PLAIN_BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")
 MAX_NAMES = 4096  # every module of the largest OPT
+MAX_PATTERNS = 16  # that are more than names
+MAX_TEXT = 500  # characters
 LANGUAGE_TASKS = (None, "CAUSAL_LM", "FEATURE_EXTRACTION")
 
 
@@ -168,6 +170,9 @@ def _parse(values: dict[str, Any]) -> PeftConfig:
         tied=_flag(values, "ensure_weight_tying"),
         tokens=_indices("trainable_token_indices", tokens),
     )
+    patterns = [p for p in (*config.alpha_patterns, *config.layer_patterns) if not is_plain(p)]
+    if len(patterns) > MAX_PATTERNS:
+        raise ValueError(f"{len(patterns)} patterns are more than names, of at most {MAX_PATTERNS}")
     _flag(values, "lora_bias")
     known = {*IGNORED, *READ}
     unread = sorted(name for name, value in values.items() if name not in known and value)
@@ -180,7 +185,8 @@ def _parse(values: dict[str, Any]) -> PeftConfig:
 
 def _text(values: Mapping[str, Any], name: str) -> str | None:
     value = values.get(name)
-    if value is not None and not (isinstance(value, str) and value.isprintable()):
+    fits = isinstance(value, str) and value.isprintable() and len(value) <= MAX_TEXT
+    if value is not None and not fits:
         raise ValueError(f"{name} must be text, got {value!r:.100}")
     return value or None
 

@@ -48,9 +48,10 @@ def open_preset(
     read = read_preset(base)
     if own:
         choices.insert(0, (str(folder), 1.0))
-        _logger.warning("%s holds an adapter, which is merged into the weights of %s", folder, base)
     if not choices or not weights:
         return read
+    if own:
+        _logger.warning("%s holds an adapter, which is merged into the weights of %s", folder, base)
     opened = [open_adapter(place, weight, read.config) for place, weight in choices]
     config = merged_config(read.config, [adapter for adapter, _ in opened])
     text: dict[str, Any] = next((t for _, place in reversed(opened) if (t := _text(place, read))), {})

@@ -146,7 +146,11 @@ def resolve_adapter(adapter: str) -> Path:
         PresetError: if there is none.
     """
     if not adapter.startswith(HUGGING_FACE_PREFIX):
-        if not Path(adapter).exists():
+        try:
+            there = Path(adapter).exists()
+        except (OSError, ValueError):  # a name that no file can have
+            there = False
+        if not there:
             raise PresetError(f"there is no adapter {adapter!r:.500}: no such folder or file")
         return Path(adapter)
     source = _parse_remote(adapter)

@@ -35,6 +35,10 @@ def some_bytes(seed, size=1000):
     return random.Random(seed).randbytes(size)
 
 
+def part(files, names):
+    return {name: files[name] for name in names}
+
+
 # As the hubs hold them. No two files are the same: the client fetches a content once.
 KERAS = {
     "README.md": b"a model",
@@ -74,6 +78,23 @@ SHARDED = {
     SHARDS[0]: some_bytes(5),
     SHARDS[1]: some_bytes(6),
 }
+ADAPTER = {
+    "README.md": b"an adapter",
+    "adapter_config.json": b'{"peft_type": "LORA"}',
+    "adapter_model.safetensors": some_bytes(9),
+    "tokenizer_config.json": b'{"of": "the adapter"}',
+    "training_args.bin": some_bytes(10),
+}
+RESOLVE_ADAPTER = """
+import json, sys
+from exporter.errors import PresetError
+from exporter.presets.handles import resolve_adapter
+for adapter in sys.argv[1:]:
+    try:
+        print(json.dumps(str(resolve_adapter(adapter))))
+    except PresetError as error:
+        print(json.dumps(str(error).splitlines()))
+"""
 
 
 @pytest.fixture
@@ -103,6 +124,15 @@ def hugging_face():
         "me/sharded": {"main": SHARDED},
         "me/torn": {"main": {name: SHARDED[name] for name in SHARDED if name != SHARDS[1]}},
         "me/tensorflow": {"main": {n: HUGGING_FACE[n] for n in (*HUGGING_FACE_SMALL, "tf_model.h5")}},
+        "me/adapter": {"main": ADAPTER},
+        "me/old_adapter": {
+            "main": {**part(ADAPTER, {"adapter_config.json"}), "adapter_model.bin": some_bytes(11)}
+        },
+        "me/both": {"main": HUGGING_FACE | ADAPTER},
+        "me/adapter_and_config": {
+            "main": ADAPTER | part(HUGGING_FACE, {"config.json", "generation_config.json"})
+        },
+        "me/adapter_without_weights": {"main": part(ADAPTER, {"adapter_config.json"})},
         "me/data": {"main": {"README.md": b"", "train.csv": b"1"}},
         "me/large": {"main": {**HUGGING_FACE, "pytorch_model.bin": some_bytes(8, 12 * MEGABYTE)}},
         "keras/opt_125m_en": {"main": KERAS},
@@ -169,11 +199,36 @@ def contents(folder):
     }
 
 
-def part(files, names):
-    return {name: files[name] for name in names}
-
-
 # === What is downloaded ===
+
+
+def test_adapters(client):
+    needed = {"adapter_config.json", "adapter_model.safetensors", "tokenizer_config.json"}
+    alone, old, both, configured = client.resolve(
+        "hf://me/adapter", "hf://me/old_adapter", "hf://me/both", "hf://me/adapter_and_config"
+    )
+    assert contents(alone) == part(ADAPTER, needed)
+    assert set(contents(old)) == {"adapter_config.json", "adapter_model.bin"}
+    assert set(contents(both)) == needed | HUGGING_FACE_SMALL | {"pytorch_model.bin"}
+    assert set(contents(configured)) == needed | {"config.json", "generation_config.json"}
+    assert client.reasons("hf://me/adapter_without_weights")[0].endswith(
+        "its adapter has no weights: expected adapter_model.safetensors or adapter_model.bin"
+    )
+    alone_again, old_again = client.resolve(
+        "hf://me/adapter", "hf://me/old_adapter", HF_HUB_OFFLINE="1"
+    )
+    assert (alone_again, old_again) == (alone, old)
+
+
+def test_an_adapter_is_downloaded_without_the_weights_beside_it(client):
+    lines = client.run("-c", RESOLVE_ADAPTER, "hf://me/both", "hf://me/toy", "hf://me/none")
+    both, toy, none = map(json.loads, lines)
+    assert "pytorch_model.bin" not in contents(Path(both))
+    assert "adapter_model.safetensors" in contents(Path(both))
+    assert toy == [
+        "cannot download adapter 'hf://me/toy': it holds no adapter: it has no adapter_config.json"
+    ]
+    assert "there is no such repository" in none[0]
 
 
 def test_kaggle_models(client, kaggle):

@@ -14,7 +14,6 @@ from exporter.errors import ExportError
 from exporter.presets.folder import read_preset
 from exporter.quantization.int4 import quantize_blocks
 from exporter.quantization.int8 import quantize_row_blocks
-from exporter.verification import QUANTIZED_TOLERANCES, TOLERANCES
 from exporter.weights import CheckpointWeights, read_weight
 from graphs.checks import check_graph
 from graphs.contract import Phase, Revision
@@ -105,9 +104,9 @@ def test_what_the_command_prints(bundles, precision):
     largest, mean = float(logits.split()[2]), float(logits.split("(")[1].split()[0])
     assert largest > 1e-5
     if blocks:
-        assert mean < 0.5 * QUANTIZED_TOLERANCES[precision]
+        assert mean < {"int8": 0.075, "int4": 0.3}[precision]  # half of what an export allows
     else:
-        assert largest < TOLERANCES["fp16"]
+        assert largest < 0.01
     assert read_manifest(bundles[precision].folder).probe is not None
 
 

@@ -12,6 +12,7 @@ from exporter import export, export_bundle, verification
 from exporter.errors import ExportError
 from graphs.contract import ModelConfig
 from graphs.manifest import read_manifest
+from runtime.stored_probe import TOLERANCES as PROBE_TOLERANCES
 from runtime.stored_probe import check_probe, make_probe, open_for_probe
 from tests.exporter.export_helpers import (
     FILES,
@@ -130,6 +131,11 @@ def test_what_is_run_is_stored(toy_preset, tmp_path):
     decoder = open_for_probe(tmp_path / "none")
     assert make_probe(decoder, "fp32") == full
     assert check_probe(decoder, full) == 0.0
+    assert PROBE_TOLERANCES == {"fp32": 1e-3, "fp16": 0.01, "bf16": 0.05, "int8": 0.05, "int4": 0.1}
+    for precision, allowed in PROBE_TOLERANCES.items():
+        assert make_probe(decoder, precision).tolerance == pytest.approx(
+            1000 * allowed * full.tolerance
+        )
 
 
 def break_graph(change):
@@ -285,7 +291,6 @@ def test_a_damaged_bundle_of_codes_is_refused(
     toy_preset, tmp_path, monkeypatch, precision, name, alter
 ):
     """Codes that are other numbers than the weights' are told from what rounding costs."""
-    export_bundle(toy_preset, tmp_path / "good", precision=precision)
     write = export.write_weights
 
     def write_other(recipes, *args):

@@ -321,8 +321,8 @@ def test_empty_tensors_of_zero_3_are_called_that(shape, toy_config):
     assert str(raised.value) == (
         "19 of the 36 tensors of here are empty, model.decoder.embed_tokens.weight, "
         "model.decoder.embed_positions.weight, and 17 more: they were saved without gathering the "
-        "shards of ZeRO-3 or FSDP; run DeepSpeed's zero_to_fp32.py on the training checkpoint, or save "
-        "again with stage3_gather_16bit_weights_on_model_save"
+        "shards of ZeRO-3 or FSDP; run DeepSpeed's zero_to_fp32.py on the training checkpoint, or "
+        "save again with stage3_gather_16bit_weights_on_model_save"
     )
 
 

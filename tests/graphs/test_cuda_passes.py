@@ -213,7 +213,7 @@ CALLS = [
 ]
 # Of the standard deviation of what float32 gives: the largest difference of the logits, which an export
 # allows, of the hidden states and of each cache.
-LARGEST = {"fp16": (TOLERANCES["fp16"], 0.02, 0.02), "bf16": (0.08, 0.12, 0.12)}
+LARGEST = {"fp16": (0.01, 0.02, 0.02), "bf16": (0.08, 0.12, 0.12)}
 # The root of the mean square of all differences, of each of them.
 ROOT_MEAN_SQUARE = {"int8": (0.03, 0.03, 0.03), "int4": (0.4, 0.4, 0.4)}
 
@@ -341,6 +341,6 @@ def test_every_preset_computes_what_float32_does(traced: Trace, name: str, tmp_p
 
 
 def test_the_tolerances_are_within_what_an_export_allows() -> None:
-    assert LARGEST["fp16"][0] == 0.01
+    assert LARGEST["fp16"][0] <= TOLERANCES["fp16"]
     for precision, (logits, _, _) in ROOT_MEAN_SQUARE.items():
         assert logits < QUANTIZED_TOLERANCES[precision]

@@ -228,7 +228,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("graphs.train", {"name": "a", "size": 1, "sha256": HASH}, "'train' is not a valid Phase"),
     ("graphs.decode", "decode.onnx", "is not valid"),
     ("graphs.decode", None, "is not valid"),
-    ("graphs.decode.name", "prefill.onnx", r"files are named twice: \['prefill.onnx', 'prefill.onnx'"),
+    ("graphs.decode.name", "prefill.onnx", "files are named twice: prefill.onnx, prefill.onnx, "),
     ("weights", ..., "lacks the value 'weights'"),
     ("weights", [], "is not valid"),
     ("weights.size", ..., "is not valid: .*size"),
@@ -245,7 +245,7 @@ BAD: list[tuple[str, Any, str]] = [
     *(
         ("weights.name", f"weights{mark}.bin", re.escape(ascii(f"weights{mark}.bin")))
         # What a terminal would carry out, or not show: line ends, escapes, other directions, no width.
-        for mark in "\n\r\t\x1b\x7f\x85\u2028\u202e\u200b\ufeff\ud800"
+        for mark in "\n\r\t\x1b\x7f\x85\u2028\u202e\u200b\ufeff"
     ),
     ("tokenizer", ..., "lacks the value 'tokenizer'"),
     ("tokenizer", None, "is not valid"),
