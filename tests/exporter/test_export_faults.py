@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from exporter import export, export_bundle
+from exporter import OPTCausalLM, export, export_bundle
 from exporter.bundle_folder import atomic_folder
 from exporter.errors import CheckpointError, ExportError, PresetError
 from exporter.presets.folder import read_preset
@@ -383,3 +383,27 @@ def test_a_preset_of_an_odd_shape_is_one_line_too(toy_preset, tmp_path):
         json.dumps({"config": {"sequence_length": "long"}}), encoding="utf-8"
     )
     fails("--preset", folder, "--output", tmp_path / "b")
+
+
+# === What is no model of ours ===
+
+
+@pytest.mark.parametrize("model", [None, 3, b"opt_tiny_en", ["opt_tiny_en"], object()])
+def test_what_is_no_model_is_named(model, tmp_path):
+    name = f"{type(model).__module__}.{type(model).__qualname__}"
+    with pytest.raises(ValueError, match=f"export_bundle takes a preset.*; got a {name}\\. ") as error:
+        export_bundle(model, tmp_path / "bundle")
+    assert len(str(error.value).splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.reference
+def test_a_model_of_keras_hub_s_is_exported_from_its_folder(hub_model, hub_preset, toy_model, tmp_path):
+    for model in (hub_model, hub_model.backbone, toy_model.backbone):
+        with pytest.raises(ValueError, match=r"OPTCausalLM\(backbone\).*save_to_preset\(folder\)"):
+            export_bundle(model, tmp_path / "bundle")
+    for backbone in (hub_model.backbone, hub_model, None):
+        with pytest.raises(ValueError, match=r"must be an exporter\.OPTBackbone, got a .*from_preset"):
+            OPTCausalLM(backbone)
+    export_bundle(hub_preset, tmp_path / "bundle", verify="none")
+    assert read_manifest(tmp_path / "bundle").source["format"] == "keras"

@@ -1,0 +1,179 @@
+"""keras-hub's guides on generation and LoRA, with this project's classes in place of theirs."""
+
+from __future__ import annotations
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.conformance.airports import SEQUENCE_LENGTH, difference
+from tests.conformance.guide_models import TEXTS, Family, tokens
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning",
+    "ignore:`shuffle=True` was passed",  # keras-hub's own call of fit
+)
+
+OURS = Family.of("exporter")
+INPUTS = tokens()
+PROMPTS = [" airplane", " at"]
+
+
+def same(family, use):
+    """What our model gives for `use(model)`, which keras-hub's has to give too where it runs."""
+    found = use(OURS.model())
+    if family != OURS:
+        assert use(family.model()) == found
+    return found
+
+
+# === Generation ===
+
+
+def test_prompts_in_every_form(family):
+    def use(model):
+        batches = tf.data.Dataset.from_tensor_slices(PROMPTS).batch(1)
+        forms = (PROMPTS, np.array(PROMPTS), tf.constant(PROMPTS), batches)
+        texts = [model.generate(form, max_length=6, stop_token_ids=None) for form in forms]
+        alone = model.generate(PROMPTS[0], max_length=6, stop_token_ids=None)
+        return [list(text) for text in texts] + [[alone]]
+
+    *texts, alone = same(family, use)
+    assert texts == [texts[0]] * 4
+    assert alone == texts[0][:1]
+
+
+def test_the_prompt_is_stripped_and_stop_tokens_stop(family):
+    def use(model):
+        whole = model.generate(PROMPTS[0], stop_token_ids=None)
+        rest = model.generate(PROMPTS[0], stop_token_ids=None, strip_prompt=True)
+        ids = model.preprocessor.tokenizer(whole)
+        stops = tuple(int(i) for i in np.asarray(ids)[-2:])
+        return whole, rest, len(model.generate(PROMPTS[0], stop_token_ids=stops)) <= len(whole)
+
+    whole, rest, stopped = same(family, use)
+    assert whole == PROMPTS[0] + rest
+    assert stopped
+
+
+def test_the_preprocessor_s_length_is_the_default_and_may_change(family):
+    def use(model):
+        counts = []
+        for length in (SEQUENCE_LENGTH, 5):
+            model.preprocessor.sequence_length = length
+            text = model.generate(PROMPTS[1], stop_token_ids=None)
+            counts.append(text)
+        return counts
+
+    long, short = same(family, use)
+    assert long.startswith(short)
+    assert len(long) > len(short)
+
+
+def test_tokens_without_a_preprocessor(family):
+    ids = np.array([[35, 20, 21, 1, 1, 1, 1, 1], [35, 20, 1, 1, 1, 1, 1, 1]], "int32")
+    prompts = {"token_ids": ids, "padding_mask": np.arange(8) < [[3], [2]]}
+
+    def use(model):
+        model.preprocessor = None
+        batches = tf.data.Dataset.from_tensor_slices(prompts).batch(2)
+        found = [model.generate(form, stop_token_ids=None) for form in (dict(prompts), batches)]
+        with pytest.raises(ValueError, match="stop_token_ids"):
+            model.generate(dict(prompts))
+        return [{name: np.asarray(v).astype(int).tolist() for name, v in f.items()} for f in found]
+
+    first, second = same(family, use)
+    assert first == second
+    assert [row[:n] for row, n in zip(first["token_ids"], (3, 2), strict=True)] == [
+        ids[0, :3].tolist(),
+        ids[1, :2].tolist(),
+    ]
+    assert np.all(first["padding_mask"])
+
+
+@pytest.mark.parametrize("name", ["greedy", "random", "top_k", "top_p", "beam", "contrastive"])
+def test_samplers_by_name_and_instance(family, name):
+    model = family.model()
+    model.compile(sampler=name)
+    cls = type(model.sampler)
+    assert cls is getattr(family.samplers, cls.__name__)
+    config = family.samplers.serialize(model.sampler)
+    again = family.samplers.deserialize(config)
+    assert type(again) is cls
+    assert again.get_config() == model.sampler.get_config()
+    model.compile(sampler=again)
+    assert model.sampler is again
+
+
+def test_a_preprocessor_that_is_none_of_ours_trains_and_is_refused_elsewhere(tmp_path):
+    from exporter import export_bundle
+
+    model = OURS.model()
+    preprocessor = model.preprocessor
+    model.preprocessor = lambda texts: preprocessor(texts)[0]
+    assert model.predict_on_batch(np.array(TEXTS)).shape[0] == len(TEXTS)
+    message = (
+        "must be an exporter.OPTCausalLMPreprocessor to generate, save or export, got a builtins.fu"
+    )
+    for use in (
+        lambda: model.generate(" at"),
+        lambda: model.save_to_preset(tmp_path / "preset"),
+        lambda: model.export_to_transformers(tmp_path / "folder"),
+        lambda: export_bundle(model, tmp_path / "bundle"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            use()
+    assert not list(tmp_path.iterdir())
+
+
+# === LoRA ===
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_lora_trains_as_many_weights_as_keras_hub_s(family, rank):
+    """Rank times inputs and outputs, of two projections a layer; keras-hub's biases stay trainable."""
+    model = family.model(num_layers=2)
+    before = np.asarray(model(INPUTS))
+    model.backbone.enable_lora(rank)
+    assert difference(model(INPUTS), before) == 0
+    pairs = [v for v in model.trainable_weights if len(v.shape) > 1 and "bias" not in v.path]
+    assert sum(int(np.prod(v.shape)) for v in pairs) == 2 * 2 * rank * (8 + 8)
+    assert len(model.trainable_weights) == (8 if family == OURS else 12)
+
+
+def test_a_model_is_fine_tuned_with_lora(family, tmp_path):
+    model = family.model()
+    model.backbone.enable_lora(2)
+    optimizer = keras.optimizers.AdamW(0.05, weight_decay=0.01)
+    optimizer.exclude_from_weight_decay(var_names=["bias", "scale"])
+    model.compile(optimizer=optimizer, run_eagerly=True, sampler="greedy")
+    losses = model.fit(TEXTS, epochs=2, verbose=0).history["loss"]
+    assert losses[1] < losses[0]
+    tuned = np.asarray(model(INPUTS))
+    assert difference(tuned, family.model()(INPUTS)) > 1e-3
+
+    path = str(tmp_path / "tuned.lora.h5")
+    model.backbone.save_lora_weights(path)
+    other = family.model()
+    other.backbone.load_lora_weights(path)
+    assert difference(other(INPUTS), tuned) < 1e-6
+
+    for name in ("preset", "model.keras", "model.weights.h5"):
+        target = str(tmp_path / name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the optimizer's state is of the pairs, now merged
+            if name == "preset":
+                model.save_to_preset(target)
+                loaded = family.models.OPTCausalLM.from_preset(target)
+            elif name == "model.keras":
+                model.save(target)
+                loaded = keras.saving.load_model(target)
+            else:
+                model.save_weights(target)
+                loaded = family.model(seed=1)
+                loaded.load_weights(target)
+        assert difference(loaded(INPUTS), tuned) < 1e-5, name
+        assert len(loaded.trainable_weights) == len(loaded.weights)
