@@ -308,7 +308,11 @@ def test_results_of_token_batches_are_joined(generator: Generator, wrap: Any) ->
     assert found["token_ids"].tolist() == [*whole["token_ids"].tolist(), alone["token_ids"].tolist()]
 
 
-@pytest.mark.parametrize("make", [iter, lambda ids: (i for i in ids), set, np.array], ids=repr)
+@pytest.mark.parametrize(
+    "make",
+    [iter, lambda ids: (i for i in ids), set, np.array],
+    ids=["iterator", "generator", "set", "array"],
+)
 def test_stop_tokens_are_read_once_for_all_batches(generator: Generator, make: Any) -> None:
     generator.compile("greedy")
     batches = [["the", "a"], ["quick"], ["t"]]
