@@ -36,6 +36,7 @@ from tests.fuzz.graph_mutations import Seed, mutate
 from tests.fuzz.graph_process import Answer, Request
 
 DATA = Path(__file__).parents[1] / "data"
+COMMAND: tuple[str, ...] = ("-m", "tests.fuzz.graph_process")
 SECONDS = 10.0
 GRAPHS_PER_PROCESS = 2000
 TOLD_EVERY = 60.0  # seconds
@@ -84,7 +85,7 @@ class Child:
         if self._process is None or not self._left:
             self.close()
             self._process = subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", "tests.fuzz.graph_process"],
+                [sys.executable, "-W", "ignore", *COMMAND],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=(self._scratch / "stderr").open("wb"),
