@@ -1,6 +1,6 @@
 """Graphs with mutations through the check, and those that it takes through ONNX Runtime.
 
-    python -m tests.fuzz.graphs --count 400000 [--seed 0] [--artifacts DIR] [--toy]
+    python -m tests.fuzz.graphs --count 400000 [--minutes 60] [--seed 0] [--artifacts DIR] [--toy]
 
 Mutates real graphs of small models, of all precisions, targets and phases (`--toy`: those of the tests'
 bundles alone, which needs no TensorFlow). Each goes through `runtime.graph_check`; what is taken is
@@ -13,6 +13,7 @@ if a process has crashed, taken too long or too much. Such graphs are saved.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import pickle
 import random
@@ -36,6 +37,7 @@ from tests.fuzz.graph_mutations import Seed, mutate
 from tests.fuzz.graph_process import Answer, Request
 
 DATA = Path(__file__).parents[1] / "data"
+COMMAND: tuple[str, ...] = ("-m", "tests.fuzz.graph_process")
 SECONDS = 10.0
 GRAPHS_PER_PROCESS = 2000
 TOLD_EVERY = 60.0  # seconds
@@ -84,7 +86,7 @@ class Child:
         if self._process is None or not self._left:
             self.close()
             self._process = subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", "tests.fuzz.graph_process"],
+                [sys.executable, "-W", "ignore", *COMMAND],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=(self._scratch / "stderr").open("wb"),
@@ -124,9 +126,13 @@ class Child:
 
 
 def fuzz(
-    seeds: list[Seed], count: int, source: random.Random, artifacts: Path | None = None
+    seeds: list[Seed],
+    count: int,
+    source: random.Random,
+    artifacts: Path | None = None,
+    seconds: float = math.inf,
 ) -> Counter[str]:
-    """Counts of how mutated graphs ended: refused, accepted and how."""
+    """Counts of how mutated graphs ended, at most for some seconds: refused, accepted and how."""
     counts: Counter[str] = Counter()
     errors: Counter[str] = Counter()
     place = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None
@@ -138,6 +144,8 @@ def fuzz(
         child = Child(scratch, Request(folders[first.name], first.data, first.limits, True))
         try:
             for number in range(count):
+                if time.monotonic() - started > seconds:
+                    break
                 seed = source.choice(seeds)
                 data = mutate(seed, seeds, source)
                 answer = _try(seed, data, child, folders[seed.name], source.random() < 0.7)
@@ -197,12 +205,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz.graphs", description=__doc__)
     parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--artifacts", type=Path, help="where graphs are saved that do harm")
     parser.add_argument("--toy", action="store_true", help="begin with the tests' bundles alone")
     options = parser.parse_args(arguments)
     seeds = toy_seeds() if options.toy else traced_seeds()
-    counts = fuzz(seeds, options.count, random.Random(options.seed), options.artifacts)
+    source = random.Random(options.seed)
+    counts = fuzz(seeds, options.count, source, options.artifacts, 60 * options.minutes)
     print(line(counts))
     return 1 if any(counts[name] for name in HARM) else 0
 
