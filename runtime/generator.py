@@ -296,7 +296,8 @@ class Generator:
         """As `generate`, but with token counts, speeds and finish reason: one result a prompt.
 
         Where the timeout or `cancel` ends the call, rows that were not complete have what there is
-        of them, and the finish reason `"timeout"` or `"cancelled"`. Of an iterable of batches, those
+        of them, and the finish reason `"timeout"` or `"cancelled"`; where it does while prompts become
+        tokens, that is nothing, not even of the prompt. Of an iterable of batches, those
         after the one that was cut have no results.
         """
         call = self._call(max_length, stop_token_ids, strip_prompt, timeout, cancel)
@@ -400,10 +401,10 @@ class Generator:
         decoder = CallDecoder(self._decoder, self._budget, call.limits, self._process)
         cut: CutReason | None = None
         if isinstance(batch, TokenBatch):
+            limit = check_length(batch.token_ids.shape[1], "the length of token_ids", self.config)
             prompts = [
                 tuple(row[:n].tolist()) for row, n in zip(batch.token_ids, batch.lengths, strict=True)
             ]
-            limit = check_length(batch.token_ids.shape[1], "the length of token_ids", self.config)
         else:
             length = self.max_length if call.max_length is None else call.max_length
             limit = check_length(length, "max_length", self.config)

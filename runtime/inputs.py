@@ -92,7 +92,7 @@ def _to_text(value: Any) -> str:
         return value.decode("utf-8")
     if isinstance(value, str):
         try:
-            value.encode()
+            value.isascii() or value.encode()
         except UnicodeEncodeError:
             raise ValueError(
                 f"a prompt holds half a surrogate pair, which is no text: {shown(value)}"

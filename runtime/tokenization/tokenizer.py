@@ -227,7 +227,6 @@ class Tokenizer:
             return
         pipeline = self._pipeline
         most = int(min(tokens * pipeline.bytes_per_token, MAX_TEXT_BYTES / pipeline.effect.growth))
-        most = max(most, SHORT_CHARACTERS)
         size = len(text) if text.isascii() or len(text) > most else len(text.encode())
         if size > most:
             raise ValueError(f"{size:,} bytes or more, and {tokens} tokens stand for at most {most:,}")

@@ -248,7 +248,7 @@ TOKENIZERS = (
          _tokenizer(normalizer={"type": "Sequence", "normalizers": [{"type": "NFC"}] * 1000}),
          "has more than 32 normalizers"),
     Kind("a template that the library panics on", "torch", _tokenizer(post_processor=_SEQUENCE_B),
-         "has a template with 1 places for one text, B"),
+         "has a template with 1 places for one text, ['B']"),
     Kind("a template of a text ten thousand times", "torch", _tokenizer(post_processor=_REPEATED),
          "has a template with 10000 places for one text"),
     Kind("a normalizer that the library panics on", "torch",

@@ -247,16 +247,25 @@ def test_a_prompt_of_megabytes_is_refused_at_once(
         started = time.monotonic()
         with pytest.raises(ValueError, match=r"^(a prompt has 21,000,000 bytes|stream)") as raised:
             call(inputs)
-        assert time.monotonic() - started < 0.5
+        assert time.monotonic() - started < 2  # it took minutes
         assert len(str(raised.value)) < 500
 
 
-def test_many_prompts_of_megabytes_in_all_end_in_time(generator: Generator) -> None:
-    prompts = ["a b c d e f g h i j k l m n o p"] * 100_000
-    started = time.monotonic()
-    results = generator.generate_results(prompts, cancel=Expiring(2))
-    assert time.monotonic() - started < 10
+def test_prompts_of_megabytes_in_all_are_read_in_groups(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, taken = tokenizer.Tokenizer._encode, []
+
+    def count(*arguments: Any) -> Any:
+        taken.append(sum(map(len, arguments[1])))
+        return encode(*arguments)
+
+    monkeypatch.setattr(tokenizer.Tokenizer, "_encode", count)
+    prompts = ["a b c d e f g h i j k l m n o p"] * 20_000
+    results = generator.generate_results(prompts, cancel=Expiring(1))
     assert {result.finish_reason for result in results} == {"cancelled"}
+    assert 1 <= len(taken) <= 2
+    assert max(taken) < 70_000
 
 
 # === Searches ===
