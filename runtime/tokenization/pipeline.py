@@ -191,7 +191,7 @@ def bpe_pipeline(
     if len(set(vocabulary.values())) != len(vocabulary):
         raise ValueError("the vocabulary gives one id to two tokens")
 
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     pairs = [split_rule(rule) for rule in merges]
     limit = None
@@ -206,7 +206,11 @@ def bpe_pipeline(
     backend = Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=True)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(unsplittable)
+    # Found whole, and left out of texts only where they are special.
+    special = {START_TOKEN, END_TOKEN, PAD_TOKEN}
+    backend.add_tokens(
+        [AddedToken(token, normalized=False, special=token in special) for token in unsplittable]
+    )
     ids = SpecialTokens(vocabulary[START_TOKEN], vocabulary[END_TOKEN], vocabulary[PAD_TOKEN])
     return Pipeline(
         backend=backend,
