@@ -245,8 +245,9 @@ def bind_checkpoint(
         CheckpointError: naming the missing, mis-shaped and surplus tensors at once, or a tensor that
             should be a copy of another and is not.
     """
-    stored = unwrapped(weight_map, reader.shapes, origin)
-    shapes = {name: reader.shapes[of] for name, of in stored.items()}
+    sizes = reader.shapes
+    stored = unwrapped(weight_map, sizes, origin)
+    shapes = {name: sizes[of] for name, of in stored.items()}
     family = _family_names(weight_map)
     _check_whole({name: shape for name, shape in shapes.items() if family.fullmatch(name)}, origin)
     _check_unmerged(shapes, origin)

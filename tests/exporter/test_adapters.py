@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import time
 
@@ -221,6 +222,7 @@ def test_a_base_is_looked_for_on_the_hub(plain_hf_folder, tmp_path, monkeypatch)
         ("", "does not name its base"),
         ("/no/such/folder", "'/no/such/folder', which is neither a folder here nor a repository"),
         ("a\nb", "base_model_name_or_path must be text"),
+        ("a" * 5000, "base_model_name_or_path must be text"),
         (".", "which is neither a folder here nor a repository"),
         ("tuned", "which is neither a folder here nor a repository"),
     ],
@@ -280,6 +282,10 @@ REFUSED_SETTINGS = [
     ({"target_modules": "(?=a)"}, "is not read: it holds (?="),
     ({"target_modules": "(a"}, "is not read: it leaves a group open"),
     ({"alpha_pattern": {"(a": 3}}, "is not read: it leaves a group open"),
+    (
+        {"alpha_pattern": {f".*{i}": 1 for i in range(17)}},
+        "17 patterns are more than names, of at most",
+    ),
     ({"alpha_pattern": {"a": "b"}}, "alpha_pattern['a'] must be a number"),
     ({"layers_to_transform": [0, "1"]}, "layers_to_transform must be whole numbers"),
     ({"trainable_token_indices": [1, 1]}, "trainable_token_indices gives a number twice"),
@@ -402,6 +408,7 @@ def test_files_that_are_no_adapters(plain_hf_folder, folder, tmp_path):
     (folder / "adapter_model.safetensors").unlink()
     for place, message in (
         (tmp_path / "nothing", "no such folder or file"),
+        ("a" * 5000, "no such folder or file"),
         (tmp_path / "empty", "is no adapter; give a folder with adapter_config.json"),
         (tmp_path / "file.bin", "is no adapter; give"),
         (folder, "has no adapter_model.safetensors or adapter_model.bin"),
@@ -423,6 +430,46 @@ def test_a_pattern_that_was_made_to_be_slow_is_not(pattern):
     with contextlib.suppress(ValueError):
         assert not name_patterns.fullmatch(pattern, "a" * 80)
     assert time.perf_counter() - start < 5
+
+
+def test_patterns_match_as_re_does():
+    names = ["model.decoder.layers.0.fc1", "model.decoder.layers.11.fc1", "lm_head", "a.b", "ab", ""]
+    patterns = [
+        *("fc1", "layers.1.fc1", r"layers\.1\.fc1", "^lm_head", "lm.head$", r".*\.(0|1)\.(fc1|fc2)"),
+        *(r"model\.\w+\.layers\.\d+\.fc[12]", "a.?b", "(?:a|b)+?", "(?P<x>[^.]*)", r"[a-z_]{2,7}", "$"),
+    ]
+    for pattern in patterns:
+        for name in names:
+            expected = re.fullmatch(pattern, name) is not None
+            assert name_patterns.fullmatch(pattern, name) == expected, (pattern, name)
+            expected = re.match(rf"(.*\.)?({pattern})$", name) is not None
+            assert name_patterns.matches_end(pattern, name) == expected, (pattern, name)
+    for pattern in (
+        "a**",
+        "(?=a)",
+        r"\b",
+        "[a",
+        "a)",
+        "(",
+        "*",
+        "a" * 1001,
+        "(" * 30 + ")" * 30,
+        "[[a]",
+    ):
+        with pytest.raises(ValueError, match="pattern"):
+            name_patterns.fullmatch(pattern, "a")
+
+
+def test_many_alpha_patterns_are_matched_in_no_time(plain_hf_folder, folder):
+    patterns = {f"model.decoder.layers.{i}.fc1": i + 1 for i in range(4096)}
+    write_peft(folder, pair(FC1, 32, 64), alpha_pattern=patterns)
+    start = time.perf_counter()
+    found, base = weights(plain_hf_folder, [folder]), weights(plain_hf_folder)
+    assert time.perf_counter() - start < 5
+    name = "transformer_layer_1/intermediate/kernel"
+    tensors = pair(FC1, 32, 64)
+    expected = 2 / 2 * (tensors[f"{FC1}.lora_B.weight"] @ tensors[f"{FC1}.lora_A.weight"]).T
+    np.testing.assert_allclose(found[name] - base[name], expected, atol=1e-6)
 
 
 # === The command ===

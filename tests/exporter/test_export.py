@@ -14,10 +14,11 @@ import numpy as np
 import onnx
 import pytest
 
-from exporter import OPTCausalLM, export, export_bundle
+from exporter import OPTCausalLM, export_bundle
 from exporter.binding import PAGE, WORD
 from exporter.cli import main
 from exporter.errors import ExportError
+from exporter.presets import adapted
 from exporter.presets.folder import read_preset
 from exporter.progress import Progress
 from exporter.weights import CheckpointWeights, read_weight
@@ -314,11 +315,12 @@ def test_the_default_output_of_a_handle_is_the_model_s_name(toy_preset, tmp_path
     """Wherever the hub's client puts the files; that it does is tested with the handles."""
     resolved = []
 
-    def resolve(name):
+    def resolve(name, weights):
+        assert weights
         resolved.append(str(name))
         return toy_preset
 
-    monkeypatch.setattr(export, "resolve_preset", resolve)
+    monkeypatch.setattr(adapted, "resolve_preset", resolve)
     monkeypatch.chdir(tmp_path)
     summary = export_bundle(handle, verify="none")
     assert resolved == [handle]

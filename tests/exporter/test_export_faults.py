@@ -307,7 +307,7 @@ def test_tensors_that_do_not_fit(toy_preset, tmp_path):
 
     def change(file):
         del file["layers/layer_normalization/vars/1"]
-        file["layers/extra/vars/0"] = np.zeros(3)
+        file["layers/transformer_decoder_7/_feedforward_output_dense/vars/1"] = np.zeros(3)
         del file["layers/transformer_decoder/_feedforward_output_dense/vars/1"]
         file["layers/transformer_decoder/_feedforward_output_dense/vars/1"] = np.zeros(64)
 
@@ -317,7 +317,9 @@ def test_tensors_that_do_not_fit(toy_preset, tmp_path):
         f"the tensors of {folder} do not fit its configuration; "
         "1 missing: layers/layer_normalization/vars/1; "
         "1 mis-shaped: layers/transformer_decoder/_feedforward_output_dense/vars/1 is (64,), "
-        "expected (32,); 1 surplus: layers/extra/vars/0"
+        "expected (32,); 1 surplus: "
+        "layers/transformer_decoder_7/_feedforward_output_dense/vars/1. The file has layers up to 7, "
+        "and the configuration 2"
     )
     with pytest.raises(CheckpointError):
         export_bundle(folder, tmp_path / "b")
