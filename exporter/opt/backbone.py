@@ -298,10 +298,13 @@ class OPTBackbone(keras.Model):
         Args:
             preset: a built-in preset name, a `kaggle://` or `hf://` handle, or the path of a folder.
             load_weights: if `False`, the weights stay randomly initialized.
-            **kwargs: override values of the preset's configuration, `dtype="bfloat16"` say.
+            **kwargs: override values of the preset's configuration, `dropout=0` say. Without a `dtype`
+                it is Keras's policy, whatever the preset was saved in. Sizes are those of the weights;
+                with a smaller `num_layers` the last layers are left off.
 
         Raises:
             PresetError: if there is no such preset or it has no OPT model.
+            ValueError: for a size that the weights do not have.
             TypeError: for a keyword that `OPTBackbone` does not take.
         """
         from exporter.presets.loading import load_backbone

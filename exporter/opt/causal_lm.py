@@ -38,10 +38,11 @@ class CausalLM(keras.Model):
             preset: a built-in preset name, a `kaggle://` or `hf://` handle, or the path of a folder.
             load_weights: if `False`, the weights stay randomly initialized.
             **kwargs: `preprocessor`, `None` to go without; `name`, `trainable` and `compile` of the
-                model; values of the backbone's configuration, `dtype="bfloat16"` say.
+                model; values of the backbone's configuration, see `OPTBackbone.from_preset`.
 
         Raises:
             PresetError: if there is no such preset or it has no OPT model.
+            ValueError: for a size that the weights do not have.
             TypeError: for a keyword that neither the model nor its backbone takes.
         """
         from exporter.presets.loading import load_causal_lm
@@ -99,7 +100,9 @@ class CausalLM(keras.Model):
                 its sum, which Keras divides by all places of the batch; with `reduction=
                 "mean_with_sample_weight"` Keras's loss is the mean over the tokens that are text.
             weighted_metrics: `"auto"` is sparse categorical accuracy.
-            sampler: a name, a `runtime.samplers.Sampler` or its serialized configuration.
+            sampler: a name, a `runtime.samplers.Sampler` or its serialized configuration. One without
+                a seed draws it at each call from Python's `random`, which
+                `keras.utils.set_random_seed` sets.
             auto_scale_loss: whether the loss is scaled where computations are in float16.
             **kwargs: see `keras.Model.compile`.
         """

@@ -81,7 +81,7 @@ def preprocess(preprocessor: Any, x: Any, y: Any = None, sample_weight: Any = No
             "`model.preprocessor = None` to train on tokens"
         )
     inputs, labels, mask = preprocessor(x, y=y)
-    return inputs, labels, mask if sample_weight is None else _weigh(mask, sample_weight)
+    return inputs, labels, _weigh(mask, sample_weight)
 
 
 def split(parts: tuple[Any, ...], fraction: float) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
@@ -162,10 +162,15 @@ def _eager(prepare: Callable[..., Any], batch: Any) -> tuple[Any, ...]:
 
 
 def _weigh(mask: Any, sample_weight: Any) -> Any:
-    """Float32 weights [batch, sequence]: zero for padding, else the example's or label's own."""
-    cast: Any = tf.cast
+    """Float32 weights [batch, sequence]: zero for padding, else the example's or label's own, or 1.
+
+    Keras's sums over devices, `tf.distribute.MirroredStrategy`'s, take no bool.
+    """
+    cast: Any = tf.cast if tf.is_tensor(mask) else np.asarray
+    if sample_weight is None:
+        return cast(mask, "float32")
     if not tf.is_tensor(mask):
-        cast, sample_weight = np.asarray, np.asarray(sample_weight)
+        sample_weight = np.asarray(sample_weight)
     rank = len(sample_weight.shape)
     if rank not in (1, 2):
         raise ValueError(

@@ -39,7 +39,7 @@ def preset(tmp_path_factory):
 # === Dtype policies ===
 
 
-@pytest.mark.parametrize("name", ["float32", "mixed_bfloat16", "mixed_float16", "float16"])
+@pytest.mark.parametrize("name", ["mixed_bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_a_policy_that_was_set_holds_for_presets(preset, name):
     """As in keras-hub: whatever the preset was saved in."""
     keras.config.set_dtype_policy(name)
@@ -73,7 +73,9 @@ def test_keras_hub_s_presets_take_the_policy_that_is_set(tmp_path):
         keras.config.set_dtype_policy("float32")
 
 
-@pytest.mark.parametrize("name", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize(
+    "name", ["float16", *(pytest.param(n, marks=pytest.mark.slow) for n in ("bfloat16", "float64"))]
+)
 def test_models_work_with_any_floatx(preset, name):
     global_state.set_global_attribute("dtype_policy", None)  # as in a process that has set none
     keras.config.set_floatx(name)
@@ -85,7 +87,7 @@ def test_models_work_with_any_floatx(preset, name):
     assert np.isfinite(np.asarray(model(hidden), "float32")).all()
     reference = OPTCausalLM.from_preset(preset, dtype="float32")
     assert difference(model(INPUTS), reference(INPUTS)) < 0.2
-    assert np.isfinite(model.fit(TEXTS, verbose=0).history["loss"]).all()
+    assert np.isfinite(float(model.fit(TEXTS, verbose=0).history["loss"][0]))
     assert model.generate(" at", max_length=6).startswith(" at")
 
 
@@ -99,7 +101,9 @@ def test_what_is_traced_for_a_bundle_does_not_depend_on_keras_s_settings():
     assert {str(tensor.dtype) for tensor in program.model.graph.outputs} == {"FLOAT"}
 
 
-@pytest.mark.parametrize("name", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "name", ["mixed_float16", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]
+)
 def test_a_functional_model_computes_in_the_policy_and_ends_in_float32(family, name):
     keras.config.set_dtype_policy(name)
     backbone = family.backbone()
@@ -122,7 +126,7 @@ def write(model):
     return model.generate(PROMPTS, max_length=8)
 
 
-@pytest.mark.parametrize("sampler", ["top_k", "random"])
+@pytest.mark.parametrize("sampler", ["top_k", pytest.param("random", marks=pytest.mark.slow)])
 def test_a_random_seed_makes_generation_repeatable(sampler):
     model = OURS.model()
     model.compile(sampler=sampler)
@@ -180,6 +184,6 @@ def test_a_random_seed_makes_training_repeatable(family):
             family.models.OPTBackbone(**SIZES, dropout=0.4), family.preprocessor()
         )
         model.compile(optimizer=keras.optimizers.Adam(0.01), run_eagerly=True)
-        model.fit(TEXTS, batch_size=2, epochs=2, verbose=0)
+        model.fit(TEXTS, batch_size=2, verbose=0)
         histories.append(np.asarray(model(INPUTS)))
     assert difference(*histories) == 0

@@ -147,15 +147,14 @@ def test_gradients_are_accumulated(family):
     "options",
     [
         {"optimizer": "adamw", "loss": "sparse_categorical_crossentropy", "weighted_metrics": None},
-        {"steps_per_execution": 2, "metrics": ["accuracy"], "run_eagerly": False},
-        {"optimizer": keras.optimizers.Lion(1e-3, clipnorm=1.0, use_ema=True)},
+        {"optimizer": keras.optimizers.Lion(1e-3, clipnorm=1.0, use_ema=True), "metrics": ["accuracy"]},
+        pytest.param({"steps_per_execution": 2, "run_eagerly": False}, marks=pytest.mark.slow),
     ],
 )
 def test_what_compile_takes(options):
     model = OURS.model()
-    model.compile(**{"run_eagerly": True, "sampler": "greedy", **options})
+    model.compile(**{"run_eagerly": True, **options})
     assert np.isfinite(model.fit(TEXTS, batch_size=2, verbose=0).history["loss"]).all()
-    assert model.generate(" at", max_length=5).startswith(" at")
 
 
 @pytest.mark.slow
@@ -173,7 +172,6 @@ def test_training_is_compiled_by_xla():
 def test_callbacks(tmp_path):
     model = OURS.model()
     model.compile(optimizer=keras.optimizers.Adam(0.05), sampler="greedy", run_eagerly=True)
-    texts = []
     callbacks = [
         keras.callbacks.EarlyStopping("loss", patience=3, restore_best_weights=True),
         keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", save_best_only=True),
@@ -182,15 +180,11 @@ def test_callbacks(tmp_path):
         keras.callbacks.ReduceLROnPlateau("loss", patience=9),
         keras.callbacks.CSVLogger(tmp_path / "log.csv"),
         keras.callbacks.TerminateOnNaN(),
-        keras.callbacks.LambdaCallback(
-            on_epoch_end=lambda epoch, logs: texts.append(model.generate(" at", max_length=6))
-        ),
     ]
     options = {"batch_size": 4, "verbose": 0, "callbacks": callbacks, "validation_data": (TEXTS[:2],)}
     history = model.fit(TEXTS, epochs=2, **options).history
     assert history["learning_rate"] == pytest.approx([0.025, 0.0125])
     assert len((tmp_path / "log.csv").read_text().splitlines()) == 3
-    assert len(texts) == 2
     best = keras.saving.load_model(tmp_path / "best.keras")
     assert best.evaluate(TEXTS[:2], verbose=0)[0] == pytest.approx(min(history["val_loss"]), rel=1e-5)
     other = OURS.model(seed=1)
@@ -198,6 +192,7 @@ def test_callbacks(tmp_path):
     assert difference(other(INPUTS), model(INPUTS)) == 0
 
 
+@pytest.mark.slow
 def test_training_that_was_interrupted_goes_on(tmp_path):
     def stop(epoch, logs):
         raise KeyboardInterrupt
