@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 
 _UNITS = {
@@ -22,10 +21,10 @@ def parse_bytes(text: str) -> int:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
     unit = _UNITS.get(match[2].upper()) if match else None
-    size = 0.0 if match is None or unit is None else float(match[1]) * unit
-    if not 1 <= size < math.inf:
+    size = 0 if match is None or unit is None else int(float(match[1]) * unit)
+    if size < 1:
         raise ValueError(f"a size is a number and a unit, such as 2GB, 1.5GiB or 500MB; got {text!r}")
-    return int(size)
+    return size
 
 
 def format_bytes(size: float) -> str:
