@@ -25,6 +25,8 @@ from runtime.text_arguments import given_texts
 if TYPE_CHECKING:
     from runtime.generator import Generator
 
+MOST_LINES = 65_536  # in a batch; they are in memory together
+
 EXAMPLES = """\
 examples:
   opt-generate opt_tiny_en "The import statement" --max-length 60
@@ -149,8 +151,8 @@ def _check(options: argparse.Namespace) -> None:
                 raise ValueError(f"--{name} goes with --input{remedy}")
     elif options.prompts:
         raise ValueError("--input gives the prompts: leave out those after BUNDLE, or --input")
-    if options.batch_size < 1:
-        raise ValueError(f"--batch-size must be at least 1, got {options.batch_size}")
+    if not 1 <= options.batch_size <= MOST_LINES:
+        raise ValueError(f"--batch-size must be from 1 to {MOST_LINES}, got {options.batch_size}")
     if options.max_cache_bytes is not None:
         parse_bytes(options.max_cache_bytes)
 

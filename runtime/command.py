@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from runtime.sentences import is_expected, sentence, shown
+from runtime.sentences import is_expected, legible, sentence
 from runtime.system.interrupts import Watch
 from runtime.system.standard_streams import (
     flush_out,
@@ -50,7 +50,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends the process with the usage and one sentence."""
-        super().error(shown(message))
+        super().error(legible(message))
 
     def _print_message(self, message: str, file: Any = None) -> None:
         # argparse's own ignores what cannot be written.

@@ -30,10 +30,10 @@ def sentence(error: BaseException) -> str:
             f"memory ran out{f' ({told})' if told else ''}: give the process more (ulimit -v, the "
             "container's limit), or less to do at a time"
         )
-    return shown(told or type(error).__name__)
+    return legible(told or type(error).__name__)
 
 
-def shown(text: str) -> str:
+def legible(text: str) -> str:
     """A text as a message may repeat it: shorter where it is long, and all of it visible."""
     if len(text) > MOST_CHARACTERS:
         text = f"{text[: MOST_CHARACTERS - _TAIL]} … {text[-_TAIL:]}"

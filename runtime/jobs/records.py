@@ -8,7 +8,7 @@ from typing import Any
 
 from runtime.jobs.requests import Request
 from runtime.results import GenerationResult
-from runtime.sentences import shown
+from runtime.sentences import legible
 
 ERROR, LINE = "error", "line"
 # What a record has of a result. Where a line has such a name too, it is from a job before this one.
@@ -22,7 +22,7 @@ def result_record(request: Request, result: GenerationResult) -> dict[str, Any]:
 
 def error_record(request: Request, error: str) -> dict[str, Any]:
     """What the line holds, why there is no text for it, and its number."""
-    return {**_own_fields(request), ERROR: shown(error), LINE: request.line}
+    return {**_own_fields(request), ERROR: legible(error), LINE: request.line}
 
 
 def to_line(record: Mapping[str, Any], *, ascii_only: bool = False) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from runtime.command import CommandParser, run_command
-from runtime.sentences import MOST_CHARACTERS, shown
+from runtime.sentences import MOST_CHARACTERS, legible
 
 
 @pytest.fixture
@@ -120,8 +120,8 @@ def test_no_memory_for_the_thread_that_watches(
 
 
 def test_a_long_text_keeps_its_beginning_and_its_end() -> None:
-    assert shown("short") == "short"
-    text = shown("begin" + "x" * 10**6 + "end")
+    assert legible("short") == "short"
+    text = legible("begin" + "x" * 10**6 + "end")
     assert text.startswith("beginx")
     assert text.endswith("xend")
     assert len(text) == MOST_CHARACTERS + 3

@@ -24,9 +24,7 @@ def test_sizes_are_read(text: str, size: int) -> None:
     assert parse_bytes(text) == size
 
 
-@pytest.mark.parametrize(
-    "text", ["", "GB", "-1GB", "0", "0.1", "2XB", "1e9", "2 G B", "٣GB1", "1" * 400]
-)
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "0.1", "2XB", "1e9", "nan", "2 G B", "٣GB1"])
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(ValueError, match=r"a size is a number and a unit, such as 2GB"):
         parse_bytes(text)

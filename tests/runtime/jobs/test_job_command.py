@@ -320,7 +320,7 @@ def test_a_timeout_is_each_batchs_own(
         (["--max-length", "65"], "max_length is 65, more than the model's 64 positions"),
         (["--k", "301"], "k=301 is larger than the vocabulary of 300 tokens"),
         (["--timeout", "-1"], "timeout must be a number of seconds above 0"),
-        (["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+        (["--batch-size", "0"], "--batch-size must be from 1 to 65536, got 0"),
         (["--sampler", "beam", "--seed", "1"], "the sampler beam does not take --seed"),
         (["--max-cache-bytes", "x"], "a size is a number and a unit"),
     ],

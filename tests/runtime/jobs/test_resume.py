@@ -105,6 +105,18 @@ def test_a_record_that_was_cut_anywhere_is_done_again(job: Any, whole: bytes, tm
         assert untimed(target.read_bytes()) == untimed(whole)
 
 
+def test_a_strict_job_goes_on_once_its_line_is_mended(job: Any, tmp_path: Path) -> None:
+    target = tmp_path / "out.jsonl"
+    assert "line 5 is not JSON" in job("--strict")[2]
+    mended = INPUT.replace("{\n", lines({"prompt": "mended"}))
+    assert "line 6 must be" in job("--strict", "--resume", text=mended)[2]
+    assert [record["prompt"] for record in records(target.read_text("utf-8"))] == [
+        "the",
+        "a quick",
+        "mended",
+    ]
+
+
 def test_nothing_to_resume(job: Any, whole: bytes, tmp_path: Path) -> None:
     target = tmp_path / "out.jsonl"
     target.unlink()
