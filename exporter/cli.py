@@ -206,6 +206,8 @@ def _run(options: argparse.Namespace) -> None:
     for place, _ in adapters:
         resolve_adapter(place)
     resolve_preset(options.preset)  # a wrong name is told before TensorFlow is loaded
+    # Keras imports it where it is installed, and it reads a `matplotlibrc` of the working folder.
+    sys.modules.setdefault("matplotlib", None)  # type: ignore[arg-type]
     # TensorFlow's oneDNN products keep the last weights that they saw: 550 MB at opt_6.7b.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     with _quiet_stderr():

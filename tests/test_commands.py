@@ -189,11 +189,13 @@ def test_exports_import_nothing_of_a_preset(
     folder = shutil.copytree(repository / "exporter/presets/opt_tiny_en", tmp_path / "preset")
     marker = make_hostile(folder, spared=BEFORE_COMMANDS if PATHS[path] else ())
     make_hostile(folder / "sub", spared=BEFORE_COMMANDS)
+    (folder / "matplotlibrc").write_bytes(b"\xff\xfe")  # which ends whoever reads it
     output = tmp_path / "bundle"
     done = run([commands / "opt-export", "--preset", ".", "--output", output], folder, PATHS[path])
     assert not marker.exists(), marker.read_text()
     assert done.returncode == 0, done.stderr
     assert (output / "manifest.json").is_file()
+    (folder / "matplotlibrc").unlink()
     (tmp_path / "elsewhere").mkdir()
     script = tmp_path / "elsewhere" / "script.py"
     script.write_text(
