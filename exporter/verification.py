@@ -25,6 +25,7 @@ from exporter.weights import WeightSource
 from graphs.checks import check_graph
 from graphs.contract import ModelConfig, Phase
 from graphs.manifest import Manifest, Probe, read_manifest
+from runtime.bundle import load_bundle
 
 # Of the logits' standard deviation: the largest difference where weights are floats; the root of the
 # mean square of all of them where they were quantized.
@@ -49,7 +50,7 @@ class Verify(enum.StrEnum):
 
 
 def verify_graphs(folder: Path) -> Manifest:
-    """ONNX checker and contract check of both graphs, and the sizes and hashes of all files.
+    """What loading checks, the ONNX checker and the contract of both graphs, and all sizes and hashes.
 
     Raises:
         ExportError: saying what is wrong.
@@ -68,6 +69,7 @@ def verify_graphs(folder: Path) -> Manifest:
                 manifest.cache_dtype,
                 manifest.contract_revision,
             )
+        load_bundle(folder)
     except Exception as error:  # the ONNX checker raises its own kinds
         raise ExportError(f"the written bundle failed verification: {error}") from error
     return manifest
