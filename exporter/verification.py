@@ -23,6 +23,7 @@ from exporter.weights import WeightSource
 from graphs.checks import check_graph
 from graphs.contract import ModelConfig, Phase
 from graphs.manifest import Manifest, Probe, read_manifest
+from runtime.bundle import load_bundle
 from runtime.system.child_process import python_command, python_environment
 
 # Of the logits' standard deviation: the largest difference where weights are floats; the root of the
@@ -48,7 +49,7 @@ class Verify(enum.StrEnum):
 
 
 def verify_graphs(folder: Path) -> Manifest:
-    """ONNX checker and contract check of both graphs, and the sizes and hashes of all files.
+    """What loading checks, the ONNX checker and the contract of both graphs, and all sizes and hashes.
 
     Raises:
         ExportError: saying what is wrong.
@@ -67,6 +68,7 @@ def verify_graphs(folder: Path) -> Manifest:
                 manifest.cache_dtype,
                 manifest.contract_revision,
             )
+        load_bundle(folder)
     except Exception as error:  # the ONNX checker raises its own kinds
         raise ExportError(f"the written bundle failed verification: {error}") from error
     return manifest

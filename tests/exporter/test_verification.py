@@ -10,6 +10,7 @@ import pytest
 
 from exporter import export, export_bundle, verification
 from exporter.errors import ExportError
+from exporter.verification import verify_graphs
 from graphs.contract import ModelConfig
 from graphs.manifest import read_manifest
 from runtime.stored_probe import TOLERANCES as PROBE_TOLERANCES
@@ -19,6 +20,7 @@ from tests.exporter.export_helpers import (
     fails,
     run,
 )
+from tests.runtime.toy import approve
 
 pytestmark = pytest.mark.usefixtures("quick_tracing")
 
@@ -233,6 +235,17 @@ def test_without_onnx_runtime_the_reason_is_one_line(toy_preset, tmp_path, monke
     assert "ONNX Runtime is not installed or does not load (blocked)" in line
     assert "opt-onnx[cpu]" in line
     assert not (tmp_path / "b").exists()
+
+
+def test_graphs_that_a_runtime_would_refuse(toy_bundle_copy):
+    """What an export writes is looked at as a stranger's is, whatever else is verified."""
+    verify_graphs(toy_bundle_copy)
+    model = onnx.load(toy_bundle_copy / "prefill.onnx", load_external_data=False)
+    model.graph.node.append(onnx.helper.make_node("Neg", ["logits"], ["negative"]))
+    onnx.save(model, toy_bundle_copy / "prefill.onnx")
+    approve(toy_bundle_copy, "prefill.onnx")
+    with pytest.raises(ExportError, match=r"failed verification: .* wants the operator 'Neg'"):
+        verify_graphs(toy_bundle_copy)
 
 
 # === How much may differ ===
