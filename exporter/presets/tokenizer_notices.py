@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from exporter.errors import PresetError
+from exporter.foreign_files import find_file
 from exporter.presets.added_tokens import (
     ADDED_FILE,
     DECODER,
@@ -23,6 +26,7 @@ from runtime.tokenization.tokenizer_json import TOKENIZER_FILE, merge_rules
 from runtime.tokenization.vocabulary import parse_merges
 
 VOCAB_FILE, MERGES_TEXT = "vocab.json", "merges.txt"  # of Hugging Face folders
+T = TypeVar("T")
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
@@ -36,7 +40,14 @@ def disagreements(folder: Path, used: Mapping[str, int], config: Mapping[str, An
     """
     own = read_json_if_there(folder, TOKENIZER_FILE, MAX_TOKENIZER_BYTES)
     options = read_options(folder)
-    told = [*_ids(folder, own, used), *_special(folder)]
+    told: list[str] = []
+    vocabulary, added, mapped = (
+        _unless_broken(partial(read_json_if_there, folder, name, MAX_TOKENIZER_BYTES), told) or {}
+        for name in (VOCAB_FILE, ADDED_FILE, SPECIAL_MAP_FILE)
+    )
+    for name, listed in ((VOCAB_FILE, vocabulary), (ADDED_FILE, added)):
+        told += _other_ids(name, listed, used, _source(own))
+    told += _special(options.values, mapped)
     if DECODER in options.values:
         ids = {token.content: i for i, token in options.added.items()}
         told += _other_ids(f"{DECODER} of {OPTIONS_FILE}", ids, used, _source(own))
@@ -47,7 +58,8 @@ def disagreements(folder: Path, used: Mapping[str, int], config: Mapping[str, An
             f"{_more(missing)}: it is read as any text"
         )
     if own:
-        told += _against_own(folder, own)
+        told += _lacking(vocabulary, own)
+        told += _other_merges(_unless_broken(partial(_read_merges, folder), told), merge_rules(own))
         told += _flags(own, options.added.values(), DECODER in options.values)
         if is_gpt2(options, config):
             told += _lost_steps(own)
@@ -58,10 +70,18 @@ def _source(own: Mapping[str, Any]) -> str:
     return TOKENIZER_FILE if own else VOCAB_FILE
 
 
-def _ids(folder: Path, own: Mapping[str, Any], used: Mapping[str, int]) -> Iterator[str]:
-    for name in (VOCAB_FILE, ADDED_FILE):
-        listed = read_json_if_there(folder, name, MAX_TOKENIZER_BYTES)
-        yield from _other_ids(name, listed, used, _source(own))
+def _unless_broken(read: Callable[[], T], told: list[str]) -> T | None:
+    """A file that is compared only; where it cannot be read, that is told."""
+    try:
+        return read()
+    except ValueError as error:
+        told.append(f"{error!s:.300}: it is not used")
+        return None
+
+
+def _read_merges(folder: Path) -> list[str] | None:
+    path = find_file(folder, MERGES_TEXT, PresetError)
+    return None if path is None else parse_merges(read_text(path, MAX_TOKENIZER_BYTES))
 
 
 def _other_ids(
@@ -77,31 +97,27 @@ def _other_ids(
         )
 
 
-def _against_own(folder: Path, own: Mapping[str, Any]) -> Iterator[str]:
-    """What `vocab.json` lacks, and other merge rules."""
-    listed = read_json_if_there(folder, VOCAB_FILE, MAX_TOKENIZER_BYTES)
+def _lacking(listed: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[str]:
     added = {token["content"] for token in own.get("added_tokens") or ()}
     if listed and (other := [t for t in own["model"]["vocab"] if t not in listed and t not in added]):
         yield (
             f"{TOKENIZER_FILE} has {other[0]!r:.80}, which {VOCAB_FILE} lacks{_more(other)}: "
             f"{TOKENIZER_FILE} is used, as by transformers"
         )
-    if (folder / MERGES_TEXT).is_file():
-        theirs = parse_merges(read_text(folder / MERGES_TEXT, MAX_TOKENIZER_BYTES))
-        ours = merge_rules(own)
-        if theirs != ours:
-            pairs = zip([*theirs, "nothing"], [*ours, "nothing"], strict=False)
-            rank, (a, b) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
-            yield (
-                f"merge rule {rank} is {a!r:.80} in {MERGES_TEXT} and {b!r:.80} in {TOKENIZER_FILE}: "
-                f"{TOKENIZER_FILE} is used, as by transformers"
-            )
 
 
-def _special(folder: Path) -> Iterator[str]:
+def _other_merges(theirs: list[str] | None, ours: list[str]) -> Iterator[str]:
+    if theirs is not None and theirs != ours:
+        pairs = zip([*theirs, "nothing"], [*ours, "nothing"], strict=False)
+        rank, (a, b) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+        yield (
+            f"merge rule {rank} is {a!r:.80} in {MERGES_TEXT} and {b!r:.80} in {TOKENIZER_FILE}: "
+            f"{TOKENIZER_FILE} is used, as by transformers"
+        )
+
+
+def _special(values: Mapping[str, Any], mapped: Mapping[str, Any]) -> Iterator[str]:
     """Names of special tokens that the two files give to different tokens."""
-    values = read_json_if_there(folder, OPTIONS_FILE, MAX_TOKENIZER_BYTES)
-    mapped = read_json_if_there(folder, SPECIAL_MAP_FILE, MAX_TOKENIZER_BYTES)
     used = OPTIONS_FILE if DECODER in values else SPECIAL_MAP_FILE
     for name in NAMES:
         ours, theirs = (_content(source.get(name)) for source in (values, mapped))

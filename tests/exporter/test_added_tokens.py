@@ -91,7 +91,15 @@ def test_new_end_and_padding_tokens(name):
 
 
 @pytest.mark.reference
-@pytest.mark.parametrize("name", [*(n for n in maker.FIXTURES if "legacy" not in n), "known", "begins"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "slow4-mixed",
+        "fast5-mixed",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("fast4-mixed", "slow4-words")),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("known", "begins")),
+    ],
+)
 def test_2000_strings_beside_the_installed_transformers(transformers, tmp_path, name):
     """Folders of before 4.34 crash in transformers 5, which keeps objects where it expects tokens."""
     folder = FOLDERS / name

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from exporter.errors import PresetError
 from exporter.presets.folder import read_tokenizer
 from exporter.presets.tokenizer_files import hugging_face_tokenizer_files
 from exporter.presets.tokenizer_notices import disagreements, vocabulary_of
@@ -123,6 +124,27 @@ def test_steps_that_transformers_5_leaves_out(fast):
     assert "is used as it is, as by transformers 4; transformers 5 leaves out its normalizer" in line
     edit(fast, "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
     assert told(fast) == ()
+
+
+@pytest.mark.parametrize(
+    "name", ["vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json"]
+)
+def test_an_older_file_that_is_broken_and_not_needed_is_told(fast, tmp_path, name):
+    used = hugging_face_tokenizer_files(fast, maker.CONFIG)
+    (fast / name).write_bytes(b"\xff[")
+    (line,) = told(fast)
+    assert name in line
+    assert line.endswith("it is not used")
+    assert hugging_face_tokenizer_files(fast, maker.CONFIG) == used
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "added_tokens.json"])
+def test_a_link_out_of_the_folder_is_not_followed(fast, tmp_path, name):
+    (fast / name).unlink()
+    (tmp_path / "secret").write_text("[]\nsecret rule\n", encoding="utf-8")
+    (fast / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(PresetError, match="is a link out of its folder"):
+        raise PresetError(*told(fast))
 
 
 def test_a_notice_is_short_whatever_the_files_hold(fast):

@@ -263,12 +263,21 @@ TOKENIZERS = (
          "tokenizer.json is not valid: Token `no` out of vocabulary"),
     Kind("a tokenizer without a model", "torch", _tokenizer(model=None), "tokenizer.json"),
     Kind("special ids that are no ids", "torch",
-         lambda folder: (_tokenizer()(folder), _set(eos_token_id=[])(folder)),
-         "list index out of range"),
+         lambda folder: (_tokenizer()(folder), _set(eos_token_id=[2, "x"])(folder)),
+         "eos_token_id must be a token id or a list of up to 1000, got [2, 'x']"),
+    Kind("an added token without a text", "torch",
+         lambda folder: (_tokenizer()(folder),
+                         write_json(folder / "tokenizer_config.json",
+                                    {"added_tokens_decoder": {"3": {}}})),
+         "is no token, a string or an object of one"),
 )  # fmt: skip
 
 # What looks as bad and is taken: the harm in it is never done.
 HARMLESS = (
     ("a padding to 10**12 tokens, which is not applied", _tokenizer(padding=_PADDING)),
     ("a truncation that the library panics on, which is not applied", _tokenizer(truncation=_STRIDE)),
+    (
+        "an empty list of ends, which says nothing",
+        lambda folder: (_tokenizer()(folder), _set(eos_token_id=[])(folder)),
+    ),
 )
