@@ -48,20 +48,21 @@ def find_file(folder: Path, name: str, error: type[ValueError]) -> Path | None:
             f"{path} is a link out of its folder, to {target}, which is not followed; put a copy of "
             "the file into the folder, or give the folder that it is in"
         )
-    if _is_pointer(path):
+    refuse_pointer(path, error)
+    return path
+
+
+def refuse_pointer(path: Path, error: type[ValueError]) -> None:
+    """Raises the error for what `git clone` writes in the place of a file without Git LFS."""
+    if path.stat().st_size > MAX_POINTER_BYTES:
+        return
+    with path.open("rb") as file:
+        start = file.read(len(POINTER))
+    if start == POINTER:
         raise error(
             f"{path} is a pointer of Git LFS, which stands for the file until it is fetched; run "
             "`git lfs pull` in its repository"
         )
-    return path
-
-
-def _is_pointer(path: Path) -> bool:
-    """Whether a file is what `git clone` writes without Git LFS; such a one is small."""
-    if path.stat().st_size > MAX_POINTER_BYTES:
-        return False
-    with path.open("rb") as file:
-        return file.read(len(POINTER)) == POINTER
 
 
 def _is_blob(target: Path, home: Path) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 
 from exporter.checkpoints.h5_file import H5Reader
 from exporter.errors import CheckpointError
+from exporter.foreign_files import refuse_pointer
 from exporter.opt.keras_backend import keras
 from exporter.opt.lora import LoRA
 from graphs.shown import listed
@@ -54,6 +55,7 @@ def read(path: Path) -> tuple[LoRA, dict[str, np.ndarray]]:
     """
     if not path.exists():
         raise FileNotFoundError(f"there is no adapter {path}; save_lora_weights() writes one")
+    refuse_pointer(path, CheckpointError)
     try:
         with contextlib.closing(H5Reader(path)) as reader:
             return read_settings(reader), {name: reader.read(name) for name in reader.shapes}

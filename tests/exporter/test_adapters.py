@@ -510,6 +510,14 @@ def test_an_adapter_s_pointer_of_git_lfs_is_called_one(plain_hf_folder, folder):
         (folder / name).write_bytes(kept)
 
 
+def test_a_pointer_in_the_place_of_a_keras_file_is_called_one(toy_preset, build_model, tmp_path):
+    (tmp_path / "a.lora.h5").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(CheckpointError, match=r"a\.lora\.h5 is a pointer of Git LFS"):
+        open_preset(toy_preset, [tmp_path / "a.lora.h5"])
+    with pytest.raises(CheckpointError, match=r"a\.lora\.h5 is a pointer of Git LFS"):
+        build_model().backbone.load_lora_weights(tmp_path / "a.lora.h5")
+
+
 def test_sizes_that_the_base_has_not_are_refused(tmp_path, folder, toy_config):
     from dataclasses import replace
 
