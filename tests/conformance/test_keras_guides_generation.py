@@ -22,14 +22,6 @@ INPUTS = tokens()
 PROMPTS = [" airplane", " at"]
 
 
-def same(family, use):
-    """What our model gives for `use(model)`, which keras-hub's has to give too where it runs."""
-    found = use(OURS.model())
-    if family != OURS:
-        assert use(family.model()) == found
-    return found
-
-
 # === Generation ===
 
 
@@ -41,7 +33,7 @@ def test_prompts_in_every_form(family):
         alone = model.generate(PROMPTS[0], max_length=6, stop_token_ids=None)
         return [list(text) for text in texts] + [[alone]]
 
-    *texts, alone = same(family, use)
+    *texts, alone = use(family.model())
     assert texts == [texts[0]] * 4
     assert alone == texts[0][:1]
 
@@ -54,7 +46,7 @@ def test_the_prompt_is_stripped_and_stop_tokens_stop(family):
         stops = tuple(int(i) for i in np.asarray(ids)[-2:])
         return whole, rest, len(model.generate(PROMPTS[0], stop_token_ids=stops)) <= len(whole)
 
-    whole, rest, stopped = same(family, use)
+    whole, rest, stopped = use(family.model())
     assert whole == PROMPTS[0] + rest
     assert stopped
 
@@ -67,7 +59,7 @@ def test_the_preprocessor_s_length_is_the_default_and_may_change(family):
             texts.append(model.generate(PROMPTS[1], stop_token_ids=None))
         return texts
 
-    long, short = same(family, use)
+    long, short = use(family.model())
     assert long.startswith(short)
     model = OURS.model()
     for length in (SEQUENCE_LENGTH, 5):
@@ -88,7 +80,7 @@ def test_tokens_without_a_preprocessor(family):
             model.generate(dict(prompts))
         return [{name: np.asarray(v).astype(int).tolist() for name, v in f.items()} for f in found]
 
-    first, second = same(family, use)
+    first, second = use(family.model())
     assert first == second
     assert [row[:n] for row, n in zip(first["token_ids"], (3, 2), strict=True)] == [
         ids[0, :3].tolist(),
