@@ -127,15 +127,14 @@ def test_a_preprocessor_that_is_none_of_ours_trains_and_is_refused_elsewhere(tmp
 # === LoRA ===
 
 
-@pytest.mark.parametrize("rank", [1, 3])
-def test_lora_trains_as_many_weights_as_keras_hub_s(family, rank):
-    """Rank times inputs and outputs, of two projections a layer; keras-hub's biases stay trainable."""
+def test_lora_is_enabled_without_changing_the_output(family):
+    """Two projections a layer; keras-hub's pairs have an A for each head, and their biases are trained."""
     model = family.model(num_layers=2)
     before = np.asarray(model(INPUTS))
-    model.backbone.enable_lora(rank)
+    model.backbone.enable_lora(3)
     assert difference(model(INPUTS), before) == 0
-    pairs = [v for v in model.trainable_weights if len(v.shape) > 1 and "bias" not in v.path]
-    assert sum(int(np.prod(v.shape)) for v in pairs) == 2 * 2 * rank * (8 + 8)
+    pairs = [tuple(v.shape) for v in model.trainable_weights if "bias" not in v.path]
+    assert pairs == 4 * ([(8, 3), (3, 8)] if family == OURS else [(8, 2, 3), (3, 4)])
     assert len(model.trainable_weights) == (8 if family == OURS else 12)
 
 
