@@ -128,7 +128,7 @@ def test_a_preprocessor_that_is_none_of_ours_trains_and_is_refused_elsewhere(tmp
 
 
 def test_lora_is_enabled_without_changing_the_output(family):
-    """Two projections a layer; keras-hub's pairs have an A for each head, and their biases are trained."""
+    """Two projections a layer; keras-hub's have an A for each head, and trained biases."""
     model = family.model(num_layers=2)
     before = np.asarray(model(INPUTS))
     model.backbone.enable_lora(3)
