@@ -81,6 +81,8 @@ def preprocess(preprocessor: Any, x: Any, y: Any = None, sample_weight: Any = No
             "`model.preprocessor = None` to train on tokens"
         )
     inputs, labels, mask = preprocessor(x, y=y)
+    # Numbers all of them: Keras's sums over the devices of a MirroredStrategy take no bool.
+    inputs["padding_mask"] = _cast(inputs["padding_mask"], "int32")
     return inputs, labels, _weigh(mask, sample_weight)
 
 
@@ -162,13 +164,9 @@ def _eager(prepare: Callable[..., Any], batch: Any) -> tuple[Any, ...]:
 
 
 def _weigh(mask: Any, sample_weight: Any) -> Any:
-    """Float32 weights [batch, sequence]: zero for padding, else the example's or label's own, or 1.
-
-    Keras's sums over devices, `tf.distribute.MirroredStrategy`'s, take no bool.
-    """
-    cast: Any = tf.cast if tf.is_tensor(mask) else np.asarray
+    """Float32 weights [batch, sequence]: zero for padding, else the example's or label's own, or 1."""
     if sample_weight is None:
-        return cast(mask, "float32")
+        return _cast(mask, "float32")
     if not tf.is_tensor(mask):
         sample_weight = np.asarray(sample_weight)
     rank = len(sample_weight.shape)
@@ -176,8 +174,13 @@ def _weigh(mask: Any, sample_weight: Any) -> Any:
         raise ValueError(
             f"sample_weight must have the shape [batch] or [batch, sequence], got rank {rank}"
         )
-    weights = cast(sample_weight, "float32")
-    return cast(mask, "float32") * (weights[:, None] if rank == 1 else weights)
+    weights = (tf.cast if tf.is_tensor(mask) else np.asarray)(sample_weight, "float32")
+    return _cast(mask, "float32") * (weights[:, None] if rank == 1 else weights)
+
+
+def _cast(values: Any, dtype: str) -> Any:
+    """Values in another dtype, a tensor or an array as they are."""
+    return tf.cast(values, dtype) if tf.is_tensor(values) else np.asarray(values, dtype)
 
 
 def _check_tokens(x: Any) -> None:
