@@ -92,7 +92,7 @@ def locked(
     progress: Callable[[], object] = lambda: None,
     on_wait: Callable[[], None] = lambda: None,
 ) -> Iterator[None]:
-    """Holds the lock of a file, which is made if missing, names the process and stays.
+    """Holds the lock of a file, which is made if missing, names the process meanwhile, and stays.
 
     Args:
         path: the file; its folder exists.
@@ -110,6 +110,8 @@ def locked(
         os.write(descriptor, f"{os.getpid()}\n".encode())
         yield
     finally:
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, 0)
         _release(descriptor)
 
 
