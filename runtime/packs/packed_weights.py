@@ -27,6 +27,10 @@ from runtime.packs.pack_folder import FORMAT, MODEL_FILE, PackFolder, PackKey
 from runtime.packs.user_secret import UserSecret
 from runtime.system.cpu_features import cpu_features
 
+# ONNX Runtime saves the original weights beside the packed ones, which may be padded; a table that is
+# both looked up and multiplied with is there three times.
+DISK_FACTOR = 2.3
+
 _Session = TypeVar("_Session")
 
 
@@ -168,7 +172,8 @@ class PackedWeights:
             raise OSError(f"{self._bundle.folder} was replaced meanwhile")
 
     def _needed(self, graph: FileEntry) -> int:
-        return self._bundle.pack_bytes[graph.name] + graph.size
+        usual = int(self._bundle.manifest.weights.size * DISK_FACTOR)
+        return max(usual, self._bundle.pack_bytes[graph.name]) + graph.size
 
 
 def user_cache_folder() -> Path | None:
