@@ -6,6 +6,8 @@ from dataclasses import replace
 from itertools import pairwise
 from math import prod
 
+import pytest
+
 from graphs.contract import ModelConfig
 from runtime.graph_check.graph_file import check_graph_file, infer_values
 from runtime.graph_check.messages import BYTES
