@@ -189,8 +189,12 @@ def _infer(graph: Message, values: dict[bytes, Value], costs: LoadingCosts) -> N
         raise GraphFileError(
             f"has {len(graph['node'])} operators, at most {limits.most_nodes} are allowed"
         )
+    seen: set[bytes] = set()
     for message in parts(graph, "node", NODE):
         node, operator = _read_node(message, values, limits)
+        if (name := name_of(message)) in seen:
+            node.refuse("another operator has its name")
+        seen.update([name] if name else [])
         made = operator.rule(node)
         given = [value for value in node.inputs if value is not None]
         fixed = all(value.constant for value in given) or (
