@@ -89,6 +89,7 @@ def skip_layer_normalization(node: Node) -> list[Value]:
     value, skip = node.input(0), node.input(1)
     node.require(value.dtype in FLOATS and value.dtype == skip.dtype, "they are not one kind of floats")
     node.require(value.shape == skip.shape and len(value.shape) in (2, 3), "the shapes do not agree")
+    node.require(node.attributes.get("epsilon", -1.0) >= 0, "its epsilon is below 0")
     for place in (2, 3, 4):
         check_vector(node, place, value)
     return [Value(value.dtype, value.shape) for _ in node.outputs]

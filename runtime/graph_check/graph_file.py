@@ -164,7 +164,7 @@ def given_value(spec: TensorSpec, limits: GraphLimits) -> Value:
 
 def _check_output(spec: TensorSpec, value: Value | None) -> None:
     wanted = Value(spec.dtype, _shape(spec))
-    if value is None or not isinstance(value.source, Node):
+    if value is None:  # no input and no constant has such a name and shape
         raise GraphFileError(f"breaks the graph contract: no operator makes {spec.name!r}")
     if (value.dtype, value.shape) != (wanted.dtype, wanted.shape):
         raise GraphFileError(
@@ -189,8 +189,12 @@ def _infer(graph: Message, values: dict[bytes, Value], costs: LoadingCosts) -> N
         raise GraphFileError(
             f"has {len(graph['node'])} operators, at most {limits.most_nodes} are allowed"
         )
+    seen: set[bytes] = set()
     for message in parts(graph, "node", NODE):
         node, operator = _read_node(message, values, limits)
+        if (name := name_of(message)) in seen:
+            node.refuse("another operator has its name")
+        seen.update([name] if name else [])
         made = operator.rule(node)
         given = [value for value in node.inputs if value is not None]
         fixed = all(value.constant for value in given) or (

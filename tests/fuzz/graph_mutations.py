@@ -119,6 +119,7 @@ def _duplicate(graph: Any, seed: Seed, others: list[Seed], source: random.Random
     place = source.randrange(len(graph.node))
     copy = onnx.NodeProto()
     copy.CopyFrom(graph.node[place])
+    copy.name = ""
     for i, name in enumerate(copy.output):
         copy.output[i] = f"{name}/again" if name and source.random() < 0.95 else name
     graph.node.insert(place + 1, copy)
@@ -167,6 +168,7 @@ def _borrow(graph: Any, seed: Seed, others: list[Seed], source: random.Random) -
             if value is not None and (v.dtype, len(v.shape)) == (value.dtype, len(value.shape))
         ]
         copy.input[i] = source.choice(fit or list(seed.values))
+    copy.name = ""
     tag = f"/borrowed{source.randrange(10**6)}"
     for i, name in enumerate(copy.output):
         copy.output[i] = name and name + tag

@@ -178,9 +178,9 @@ X, GAMMA = "float16 [B, S, 32]", const("float16 [32]")
 
 def test_skip_norm() -> None:
     expected = "float16 [batch, sequence, 32]"
-    assert told("SkipLayerNormalization", X, X, GAMMA) == expected
-    assert told("SkipLayerNormalization", X, X, GAMMA, GAMMA, GAMMA) == expected
-    found = told("SkipLayerNormalization", X, X, GAMMA, None, GAMMA, outputs=4)
+    assert told("SkipLayerNormalization", X, X, GAMMA, epsilon=1e-5) == expected
+    assert told("SkipLayerNormalization", X, X, GAMMA, GAMMA, GAMMA, epsilon=0.0) == expected
+    found = told("SkipLayerNormalization", X, X, GAMMA, None, GAMMA, outputs=4, epsilon=1e-5)
     assert found == "; ".join([expected] * 4)
 
 
@@ -202,13 +202,21 @@ def test_skip_norm() -> None:
 def test_inputs_of_skip_norm(place: int, other: Input, why: str) -> None:
     given: list[Input] = [X, X, GAMMA, GAMMA, GAMMA]
     given[place] = other
-    refused(why, "SkipLayerNormalization", *given)
+    refused(why, "SkipLayerNormalization", *given, epsilon=1e-5)
 
 
 def test_skip_norm_is_of_rows_of_floats() -> None:
     flat = "float16 [B*S, 32]"
-    assert told("SkipLayerNormalization", flat, flat, GAMMA) == "float16 [batch*sequence, 32]"
+    assert (
+        told("SkipLayerNormalization", flat, flat, GAMMA, epsilon=1e-5)
+        == "float16 [batch*sequence, 32]"
+    )
     for shape in ("[32]", "[B, 4, S, 32]"):
         given = [f"float16 {shape}", f"float16 {shape}", GAMMA]
         refused("shapes do not agree", "SkipLayerNormalization", *given)
     refused("one kind of floats", "SkipLayerNormalization", "int32 [B, 32]", "int32 [B, 32]", GAMMA)
+
+
+def test_epsilon_of_skip_norm() -> None:
+    for wrong in ({}, {"epsilon": -1e-5}, {"epsilon": float("nan")}):
+        refused("epsilon is below 0", "SkipLayerNormalization", X, X, GAMMA, **wrong)

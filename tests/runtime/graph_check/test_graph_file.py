@@ -158,6 +158,18 @@ def test_names_are_there_once() -> None:
     refused(with_fields(DATA, (INITIALIZER, tensor("", "float32", [], [0.0]))), why + "''")
 
 
+def test_names_of_nodes_are_there_once() -> None:
+    def named(*names: str) -> bytes:
+        made = [
+            (NODE, node("Identity", ["logits"], [f"x{i}"]) + message((3, name)))
+            for i, name in enumerate(names)
+        ]
+        return with_fields(DATA, *made)
+
+    check_graph_file(named("a", "b", "", ""), LIMITS)
+    refused(named("a", "a"), "makes 'x1' by Identity of .*: another operator has its name")
+
+
 def test_the_number_of_nodes() -> None:
     def more(count: int) -> bytes:
         made = [(NODE, node("Identity", ["logits"], [f"x{i}"])) for i in range(count)]

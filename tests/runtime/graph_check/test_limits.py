@@ -6,9 +6,12 @@ from dataclasses import replace
 from itertools import pairwise
 from math import prod
 
+import pytest
+
 from graphs.contract import ModelConfig
 from runtime.graph_check.graph_file import check_graph_file, infer_values
 from runtime.graph_check.messages import BYTES
+from runtime.graph_check.sizes import BATCH, CAPACITY, SEQUENCE, Dim, symbol
 from runtime.graph_check.values import Value
 from tests.runtime.graph_check.graph_bytes import (
     INITIALIZER,
@@ -19,6 +22,43 @@ from tests.runtime.graph_check.graph_bytes import (
     with_fields,
 )
 from tests.runtime.graph_check.toy_graph import DATA, LIMITS, SIZE, refused
+
+
+@pytest.mark.parametrize(
+    ("sizes", "most"),
+    [
+        ((), 5000),
+        ((BATCH,), 5000),
+        ((SEQUENCE,), 2048),
+        ((BATCH, SEQUENCE), 2048),
+        ((CAPACITY,), 512),
+        ((BATCH, CAPACITY), 512),
+        ((SEQUENCE, CAPACITY), 4),
+        ((BATCH, SEQUENCE, CAPACITY), 4),
+    ],
+)
+def test_the_largest_values(sizes: tuple[Dim, ...], most: int) -> None:
+    limits = replace(LIMITS, config=ModelConfig(5000, 2, 4, 512, 2048, 64))
+    assert limits.problem((*sizes, most), fixed=False) is None
+    assert limits.problem((*sizes, most + 1), fixed=False) is not None
+    assert limits.problem((*sizes, most + 1), fixed=True) is None
+
+
+def test_the_smallest_bound_is_for_small_models() -> None:
+    limits = replace(LIMITS, config=ModelConfig(300, 1, 4, 32, 64, 64))
+    assert limits.problem((BATCH, SEQUENCE, 1024), fixed=False) is None
+    assert limits.problem((BATCH, SEQUENCE, 1025), fixed=False) is not None
+
+
+def test_values_that_no_model_has() -> None:
+    for shape in ((BATCH, BATCH), (SEQUENCE, SEQUENCE), (BATCH + 1,), (BATCH - 1, 4), (0,), (BATCH, 0)):
+        assert LIMITS.problem(shape, fixed=False) is not None
+    used = symbol("used", CAPACITY)
+    assert LIMITS.problem((BATCH, 4, SEQUENCE, used), fixed=False) is None
+    assert LIMITS.problem((CAPACITY, used), fixed=False) is not None
+    for fixed in (False, True):
+        assert LIMITS.problem((1, 1, 1, 1), fixed=fixed) is None
+        assert LIMITS.problem((1, 1, 1, 1, 1), fixed=fixed) is not None
 
 
 def test_what_is_computed_of_constants_is_bounded() -> None:
