@@ -12,7 +12,7 @@ from typing import Any
 from graphs.contract import CACHE_BYTES, ModelConfig, Phase, Revision
 from graphs.plain_files import hash_file, is_plain, read_plain
 from graphs.sealed_json import SEAL, SealError, check_seal, seal, unseal
-from graphs.shown import cut, shown
+from graphs.shown import cut, listed, shown
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = "opt-onnx-bundle"
@@ -283,7 +283,7 @@ def _parse(values: dict[str, Any]) -> Manifest:
     )
     names = [entry.name for entry in manifest.files]
     if len(set(names)) != len(names):
-        raise ManifestError(f"files are named twice: {shown(names)}")
+        raise ManifestError(f"files are named twice: {listed(names)}")
     _check_sizes(manifest)
     return manifest
 

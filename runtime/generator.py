@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -111,8 +111,10 @@ class Generator:
         self.config = decoder.config
         length = self.config.max_sequence_length if max_length is None else max_length
         self.max_length = check_length(length, "max_length", self.config)
-        self.end_token_ids = None if end_token_ids is None else tuple(end_token_ids)
-        read_stop_ids(self.end_token_ids, self.config)
+        if isinstance(end_token_ids, Iterable) and not isinstance(end_token_ids, str):
+            end_token_ids = tuple(end_token_ids)  # of an iterator, too
+        read_stop_ids(end_token_ids, self.config)
+        self.end_token_ids = end_token_ids
         self.compile(sampler)
 
     @classmethod

@@ -138,7 +138,8 @@ def test_a_bundle_that_is_replaced_between_two_checks(toy_bundle_copy, tmp_path,
         approve(other, "weights.bin")
 
     def replace_then(line):
-        if stage in line:
+        if stage in line and not (tmp_path / "done").exists():
+            (tmp_path / "done").touch()
             if way == "as a whole":
                 toy_bundle_copy.rename(tmp_path / "aside")
                 other.rename(toy_bundle_copy)
@@ -322,7 +323,7 @@ def stored_run_ends(monkeypatch, statement):
     run = subprocess.run
 
     def replaced(command, **options):
-        assert command[-3:-1] == ["-m", "runtime.probe"]
+        assert "'-m', 'runtime.probe'" in command[-2]
         return run([sys.executable, "-c", program], **options)
 
     monkeypatch.setattr("exporter.check.subprocess.run", replaced)

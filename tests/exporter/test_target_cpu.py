@@ -121,7 +121,10 @@ def test_wrongly_fused_graphs_are_caught(toy_preset, tmp_path, monkeypatch, chan
         return FileEntry.of(path)
 
     monkeypatch.setattr(export, "write_bound_graph", write_other)
-    with pytest.raises(ExportError, match="its logits differ from Keras's"):
+    told = (
+        "its logits differ from Keras's|the positions are not those that follow from the graph's inputs"
+    )
+    with pytest.raises(ExportError, match=told):
         export_bundle(toy_preset, tmp_path / "b", target="cpu", verify="full")
     assert list(tmp_path.iterdir()) == []
 

@@ -115,7 +115,7 @@ def _limited(
         if event == "open" and str(arguments[0]).startswith(f"{folder}/{OUTSIDE}"):
             opened.append(str(arguments[0]))
         starts = event in ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn")
-        if starts and list(arguments[1])[1:3] != ["-m", check_in_child.__module__]:
+        if starts and f"'-m', {check_in_child.__module__!r}" not in " ".join(map(str, arguments[1])):
             opened.append(event)
 
     used = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * resource.getpagesize()

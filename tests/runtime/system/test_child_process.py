@@ -70,7 +70,7 @@ def test_a_child_imports_nothing_of_the_working_folder(
     monkeypatch.delenv("PYTHONPATH", raising=False)
     if path is not None:
         monkeypatch.setenv("PYTHONPATH", path)
-    program = "import json, numpy, random, graphs.manifest, runtime.wire_format; print('done')"
+    program = "import json, numpy, random, graphs.manifest, runtime.sizes; print('done')"
     done = subprocess.run(
         python_command("-c", program),
         env=python_environment(),
