@@ -92,7 +92,7 @@ def without_names(config):
 def test_keras_hub_to_here_to_keras_hub(keras_hub, build_hub_model, greedy, tmp_path, dtype, shard):  # noqa: F811
     before = build_hub_model(seed=1, dtype=dtype)
     before.save_to_preset(str(tmp_path / "theirs"))
-    ours = OPTCausalLM.from_preset(tmp_path / "theirs")
+    ours = OPTCausalLM.from_preset(tmp_path / "theirs", dtype=dtype)
     ours.save_to_preset(tmp_path / "ours", max_shard_size=shard)
     assert (len(shards(tmp_path / "ours")) > 3) == (shard == TINY_SHARD)
     after = keras_hub.models.CausalLM.from_preset(str(tmp_path / "ours"), dtype=dtype)
@@ -112,22 +112,39 @@ def test_keras_hub_to_here_to_keras_hub(keras_hub, build_hub_model, greedy, tmp_
     assert configs[0] == configs[1]
 
 
+@pytest.mark.parametrize("asked", ["as saved", None])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_weights_file_is_keras_s_own(build_hub_model, tmp_path, dtype):  # noqa: F811
-    """Every dataset of Keras's file is in ours, under its path, with its type and attributes."""
-    build_hub_model(seed=1, dtype=dtype).save_to_preset(str(tmp_path / "theirs"))
-    OPTBackbone.from_preset(tmp_path / "theirs").save_to_preset(tmp_path / "ours")
-    found, expected = {}, {}
-    for datasets, folder in ((found, "ours"), (expected, "theirs")):
-        with h5py.File(tmp_path / folder / "model.weights.h5") as file:
+def test_the_weights_file_is_keras_s_own(keras_hub, build_hub_model, tmp_path, dtype, asked):  # noqa: F811
+    """Every dataset of Keras's file is in ours, under its path, with its type and attributes.
+
+    Loaded without a dtype, both are in Keras's policy and so saved in it.
+    """
+    first, theirs, ours = (tmp_path / name for name in ("first", "theirs", "ours"))
+    build_hub_model(seed=1, dtype=dtype).save_to_preset(str(first))
+    wanted = dtype if asked else None
+    OPTBackbone.from_preset(first, dtype=wanted).save_to_preset(ours)
+    keras_hub.models.OPTBackbone.from_preset(str(first), dtype=wanted).save_to_preset(str(theirs))
+    contents = []
+    for folder in (first, theirs, ours):
+        datasets = {}
+        with h5py.File(folder / "model.weights.h5") as file:
 
             def visit(name, item, datasets=datasets):
                 if isinstance(item, h5py.Dataset):
                     datasets[name] = (item.shape, item[()].tobytes(), dict(item.attrs))
 
             file.visititems(visit)
+        contents.append(datasets)
+    before, expected, found = contents
     assert len(expected) == 4 + 16 * 2
     assert found == expected
+    assert (found == before) == (wanted == dtype or dtype == "float32")
+    types = [values.dtype for values in stored(ours, "keras").values()]
+    assert {str(t) for t in types} == {wanted or "float32"}
+    policies = [
+        json.loads((folder / "config.json").read_text())["config"]["dtype"] for folder in (ours, theirs)
+    ]
+    assert policies[0] == policies[1]
 
 
 def test_the_index_of_shards_is_keras_s_own(hub_model, hub_preset, tmp_path):  # noqa: F811
@@ -280,9 +297,14 @@ def test_models_with_switches_go_through_a_preset_and_back(name, keras_hub, tmp_
     test_switches.write_checkpoint(case, tmp_path / "theirs")
     first = OPTCausalLM.from_preset(tmp_path / "theirs", dtype=case.dtype)
     first.save_to_preset(tmp_path / "preset", max_shard_size=0.00001)
-    second = OPTCausalLM.from_preset(tmp_path / "preset")
+    second = OPTCausalLM.from_preset(tmp_path / "preset", dtype=case.dtype)
     assert second.backbone.model_config == first.backbone.model_config
-    assert_same_tensors(keras_weights(second.backbone), keras_weights(first.backbone))
+    weights = keras_weights(first.backbone)
+    assert {str(values.dtype) for values in weights.values()} == {case.dtype}
+    assert_same_tensors(keras_weights(second.backbone), weights)
+    wide = OPTCausalLM.from_preset(tmp_path / "preset")  # in Keras's policy, float32
+    expected = {name: values.astype("float32") for name, values in weights.items()}
+    assert_same_tensors(keras_weights(wide.backbone), expected)
 
     config = json.loads((tmp_path / "preset" / "config.json").read_text())
     assert config["registered_name"] == "opt_onnx>OPTBackbone"

@@ -116,18 +116,20 @@ def test_a_round_trip_through_our_model_leaves_keras_hub_s_weights_as_they_were(
 
 
 @pytest.mark.reference
-def test_bfloat16_weights_go_both_ways(keras_hub, build_model, build_hub_model, tmp_path):
-    theirs = build_hub_model(seed=4, dtype="bfloat16")
-    theirs.save_to_preset(str(tmp_path / "theirs"))
-    ours = OPTCausalLM.from_preset(str(tmp_path / "theirs"))
-    assert ours.backbone.token_embedding.embeddings.dtype == "bfloat16"
+@pytest.mark.parametrize("dtype", ["bfloat16", None])
+def test_bfloat16_weights_go_both_ways(keras_hub, build_model, build_hub_model, tmp_path, dtype):
+    """In the dtype that is asked for; where none is, in Keras's policy, as keras-hub loads it."""
     table = "embeddings/token_embedding/embeddings"
-    assert_same_weights({table: weights_of(ours)[table]}, {table: weights_of(theirs)[table]})
-
-    ours = build_model(seed=5, dtype="bfloat16")
-    ours.save_to_preset(tmp_path / "ours")
-    back = keras_hub.models.OPTCausalLM.from_preset(str(tmp_path / "ours"))
-    assert_same_weights({table: weights_of(back)[table]}, {table: weights_of(ours)[table]})
+    build_hub_model(seed=4, dtype="bfloat16").save_to_preset(str(tmp_path / "theirs"))
+    build_model(seed=5, dtype="bfloat16").save_to_preset(tmp_path / "ours")
+    for name, seed, build in (("theirs", 4, build_hub_model), ("ours", 5, build_model)):
+        saved = weights_of(build(seed=seed, dtype="bfloat16"))[table]
+        ours = OPTCausalLM.from_preset(str(tmp_path / name), dtype=dtype)
+        theirs = keras_hub.models.OPTCausalLM.from_preset(str(tmp_path / name), dtype=dtype)
+        for loaded in (ours, theirs):
+            assert {v.dtype for v in loaded.backbone.weights} == {dtype or "float32"}
+            assert_same_weights({table: weights_of(loaded)[table]}, {table: saved})
+        assert ours.backbone.dtype_policy.name == theirs.backbone.dtype_policy.name
 
 
 @pytest.mark.reference
@@ -174,11 +176,16 @@ def test_from_preset_on_the_base_class_picks_opt(toy_preset):
     assert issubclass(OPTCausalLM, CausalLM)
 
 
-def test_a_model_saved_in_bfloat16_loads_in_bfloat16(build_model, tmp_path):
+@pytest.mark.parametrize(("dtype", "expected"), [("bfloat16", "bfloat16"), (None, "float32")])
+def test_a_model_saved_in_bfloat16_loads_in_what_is_asked_for(build_model, tmp_path, dtype, expected):
+    """Without a dtype that is Keras's policy, whatever the preset was saved in, as in keras-hub."""
     model = build_model(seed=6, dtype="bfloat16")
     model.save_to_preset(tmp_path / "p")
-    loaded = OPTCausalLM.from_preset(str(tmp_path / "p"))
-    assert {v.dtype for v in loaded.backbone.weights} == {"bfloat16"}
+    config = json.loads((tmp_path / "p" / "config.json").read_text(encoding="utf-8"))
+    assert config["config"]["dtype"]["config"]["name"] == "bfloat16"
+    loaded = OPTCausalLM.from_preset(str(tmp_path / "p"), dtype=dtype)
+    assert loaded.backbone.dtype_policy.name == loaded.dtype_policy.name == expected
+    assert {v.dtype for v in loaded.backbone.weights} == {expected}
     assert_same_weights(weights_of(loaded), weights_of(model))
 
 
