@@ -83,9 +83,7 @@ def _build_backbone(
     cls: type[OPTBackbone], folder: PresetFolder, load_weights: bool, overrides: dict[str, Any]
 ) -> OPTBackbone:
     arguments = {"dropout": folder.dropout, "dtype": None, **overrides}
-    if (
-        arguments["dtype"] is None
-    ):  # Keras's own policy, whatever the preset was saved in, as in keras-hub
+    if arguments["dtype"] is None:  # Keras's own, whatever the preset was saved in, as in keras-hub
         policy = keras.config.dtype_policy().name
         if policy != folder.dtype:
             _LOGGER.info("weights saved as %s are loaded as %s, Keras's policy", folder.dtype, policy)

@@ -105,6 +105,26 @@ def test_tokens_are_continued(model):
     assert found["padding_mask"].all()
 
 
+@pytest.mark.parametrize("make", [list, np.array, keras.ops.convert_to_tensor])
+def test_one_row_of_tokens_is_continued_without_a_batch_axis(model, make):
+    """keras-hub has no place for it; here it is as with `runtime.Generator`."""
+    prompt = model.preprocessor.generate_preprocess(PROMPT)
+    rows = {name: value[None] for name, value in prompt.items()}
+    row = {name: make(value.astype("int32").tolist()) for name, value in prompt.items()}
+    bare = OPTCausalLM(model.backbone)
+    for causal_lm in (model, bare):
+        causal_lm.compile(sampler="greedy")
+        expected = causal_lm.generate(rows, stop_token_ids=None)
+        found = causal_lm.generate(row, stop_token_ids=None)
+        assert found["padding_mask"].shape == prompt["token_ids"].shape
+        assert found["padding_mask"].all()
+        assert not prompt["padding_mask"].all()
+        assert found["token_ids"].tolist() == expected["token_ids"][0].tolist()
+        (result,) = causal_lm.generate_results(row, stop_token_ids=None)
+        given = int(prompt["padding_mask"].sum())
+        assert list(result.token_ids) == found["token_ids"][given:].tolist()
+
+
 def test_a_model_that_always_ends_gives_the_prompts_back():
     """keras-hub patches the forward pass; here weights do it: the last norm gives one vector."""
     model = build_model()
