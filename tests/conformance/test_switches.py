@@ -146,7 +146,18 @@ def greedy_tokens(model: Any, prompt: list[int]) -> list[int]:
     return answer[0].tolist()
 
 
-@pytest.fixture(scope="module", params=CASES)
+# Each switch is in one of the quick cases; the others have them in other company.
+QUICK = (
+    "opt-350m",
+    "galactica without biases",
+    "narrow embedding, untied head, silu, no biases",
+)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CASES],
+)
 def subject(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
