@@ -146,7 +146,7 @@ def greedy_tokens(model: Any, prompt: list[int]) -> list[int]:
     return answer[0].tolist()
 
 
-# Each switch is in one of the quick cases; the others have them in other company.
+# Most switches are in one of these; tanh GELU and wide embeddings wait for `--slow`.
 QUICK = (
     "opt-350m",
     "galactica without biases",
