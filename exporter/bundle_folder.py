@@ -17,8 +17,10 @@ from pathlib import Path
 
 from exporter.errors import ExportError
 from exporter.output_place import (
+    DISKS_OWN,
     NO_RENAME,
     WHOLE,
+    WITHIN_NAMES,
     Beside,
     Place,
     Within,
@@ -28,13 +30,22 @@ from exporter.output_place import (
     sync,
     sync_tree,
 )
-from graphs.manifest import FORMAT, MANIFEST_FILE, MAX_MANIFEST_BYTES
+from graphs.manifest import (
+    FORMAT,
+    MANIFEST_FILE,
+    MAX_MANIFEST_BYTES,
+    ManifestError,
+    read_manifest,
+)
 from graphs.plain_files import read_plain
+from graphs.shown import listed
+from runtime.packs.pack_folder import LOCK_FILE, is_pack_name
 from runtime.system.file_lock import NO_LOCKS, LockHeldError, passing_lock
 from runtime.system.interrupts import committing, undone_when_ended
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 NO_WRITING = (errno.EACCES, errno.EPERM, errno.EROFS)
+PACKED = "packed"  # beside the files of a bundle: weights as a CPU wants them
 MORE_ROOM = "free some room or choose an --output on another disk"
 
 
@@ -65,6 +76,11 @@ def check_target(target: Path, *, force: bool, source: Path | None = None) -> No
         )
     if not force:
         raise ExportError(f"{target} exists; replace it with --force or choose another --output")
+    if not cannot_be_renamed(target) and (others := _other_files(target)):
+        raise ExportError(
+            f"{target} holds {listed(others)}, which no export wrote and --force would delete; move "
+            "that elsewhere or choose another --output"
+        )
 
 
 def _is_bundle(folder: Path) -> bool:
@@ -75,6 +91,24 @@ def _is_bundle(folder: Path) -> bool:
         return FORMAT.encode() in read_plain(folder / MANIFEST_FILE, MAX_MANIFEST_BYTES)
     except OSError:
         return False
+
+
+def _other_files(bundle: Path) -> list[str]:
+    """What lies in a bundle and is no part of it; nothing where its manifest does not tell."""
+    try:
+        entries = read_manifest(bundle).files
+    except ManifestError:  # of another version, or damaged
+        return []
+    known = {MANIFEST_FILE, PACKED, *(entry.name for entry in entries), *WITHIN_NAMES, *DISKS_OWN}
+    found = [path.name for path in bundle.iterdir() if path.name not in known]
+    packs = bundle / PACKED
+    if packs.is_dir() and not packs.is_symlink():
+        found += [f"{PACKED}/{path.name}" for path in packs.iterdir() if not _is_of_packs(path)]
+    return sorted(found)
+
+
+def _is_of_packs(path: Path) -> bool:
+    return path.name == LOCK_FILE or is_pack_name(path.name)
 
 
 def check_space(parent: Path, needed: int) -> None:

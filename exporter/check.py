@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from exporter.bundle_folder import PACKED
 from exporter.output_place import DISKS_OWN, WITHIN_NAMES
 from exporter.progress import Progress
 from graphs.contract import Phase
@@ -22,7 +23,6 @@ from runtime.errors import BundleError
 from runtime.packs.pack_folder import BUILDING, LOCK_FILE, check_pack
 from runtime.system.child_process import python_command, python_environment
 
-PACKED = "packed"
 REPEAT = "repeat"  # the request to `runtime.probe`
 MAX_TOLD = 500  # characters of an error
 NFS_REMOVED = ".nfs"  # begins the names of such files

@@ -22,6 +22,12 @@ def parse_json(text: str) -> Any:
         raise ValueError("it nests too deeply") from None
     except UnicodeEncodeError:
         raise ValueError("it holds half a character, a surrogate without its pair") from None
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:
+        if "set_int_max_str_digits" not in str(error):
+            raise
+        raise ValueError("it holds a whole number of thousands of digits") from None
     return value
 
 

@@ -45,7 +45,8 @@ def decode_text(data: bytes, name: str, line: int = 1) -> str:
     Raises:
         ValueError: if it is not UTF-8, saying where, what it may be, and how to convert it.
     """
-    check_width(data, name)
+    if line == 1:
+        check_width(data, name)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -8,6 +8,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from runtime.generator import Generator
@@ -37,6 +38,8 @@ def run_job_command(
     output_name = None if options.output == "-" else options.output
     if options.resume and output_name is None:
         raise ValueError("--resume goes with --output FILE, whose records it keeps")
+    if options.resume and output_name is not None and Path(output_name).exists():
+        _check_regular(Path(output_name).is_file(), output_name)  # opening a pipe would wait
     check_output("--output", output_name)
     with open_input(options.input) as (file, name), _opened(output_name) as output:
         _check_different(file, output, name)
@@ -89,8 +92,7 @@ def _check_different(source: BinaryIO, output: OutputFile | None, name: str) -> 
 def _resume(
     output: OutputFile, requests: Iterator[Request], name: str, options: argparse.Namespace
 ) -> Finished:
-    if not output.is_regular:
-        raise ValueError(f"--resume reads what --output has, and {output.name} is no regular file")
+    _check_regular(output.is_regular, output.name)
     with output.reader() as reader:
         found = find_finished(
             reader,
@@ -104,6 +106,11 @@ def _resume(
     if found.records or cut:
         print_error(f"{output.name} has {_count(found.records, 'record')}, which are kept{cut}")
     return found
+
+
+def _check_regular(is_regular: bool, name: str) -> None:
+    if not is_regular:
+        raise ValueError(f"--resume reads what --output has, and {name} is no regular file")
 
 
 def _writer(output: OutputFile | None) -> Callable[[dict[str, Any]], None]:

@@ -304,9 +304,14 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
+def is_pack_name(name: str) -> bool:
+    """Whether a folder of that name is a pack, or one that is being made."""
+    return re.fullmatch(f"({re.escape(BUILDING)})?[0-9a-f]{{{NAME_LENGTH}}}", name) is not None
+
+
 def _is_pack_in_form(path: Path) -> bool:
     """Whether a folder is this user's and has a pack's name and nothing but a pack's files."""
-    if not (_is_folder(path) and re.fullmatch(f"({BUILDING})?[0-9a-f]{{{NAME_LENGTH}}}", path.name)):
+    if not (_is_folder(path) and is_pack_name(path.name)):
         return False
     try:
         own = sys.platform == "win32" or path.lstat().st_uid == os.geteuid()

@@ -43,7 +43,7 @@ def test_an_existing_bundle_stays_without_force(old_bundle, toy_preset):
 
 
 def test_force_replaces_a_bundle_as_a_whole(old_bundle, plain_hf_folder):
-    (old_bundle / "notes.txt").write_text("of the old one", encoding="utf-8")
+    (old_bundle / "packed" / ("0" * 16)).mkdir(parents=True)
     code, _, err = run(
         "--preset", plain_hf_folder, "--output", old_bundle, "--force", "--verify", "graph"
     )
@@ -209,6 +209,16 @@ def test_failing_in_the_middle_of_the_weights(
     fails("--preset", toy_preset, "--output", target, *["--force"] * force, code=code)
     assert len(calls) == 7
     assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "another/manifest.json", "packed/notes.txt"])
+def test_what_no_export_wrote_is_not_deleted(toy_preset, old_bundle, monkeypatch, name):
+    monkeypatch.setattr(export, "trace", None)  # it is told before there is work
+    (old_bundle / name).parent.mkdir(exist_ok=True)
+    (old_bundle / name).write_text("mine")
+    with pytest.raises(ExportError, match="which no export wrote and --force would delete; move that"):
+        export_bundle(toy_preset, old_bundle, force=True)
+    assert (old_bundle / name).read_text() == "mine"
 
 
 def test_a_second_export_to_the_same_place_fails_before_tracing(toy_preset, old_bundle, monkeypatch):

@@ -73,6 +73,8 @@ def stays(request, monkeypatch):
         monkeypatch.setattr(bundle_folder, "cannot_be_renamed", lambda target: target.is_dir())
         monkeypatch.setattr(output_place, "_swap", lambda *_: pytest.fail("renamed"))
     else:
+        # Files that no export wrote are kept there, so that nothing is refused for their sake.
+        monkeypatch.setattr(bundle_folder, "_other_files", lambda bundle: [])
 
         def refuse(first, second):
             raise OSError(errno.EXDEV, "Invalid cross-device link", str(second))
@@ -376,6 +378,7 @@ def test_a_folder_that_nobody_may_write_to_is_told_at_once(old, monkeypatch):
 
 
 def test_a_link_to_a_folder_is_followed(old, new, tmp_path):
+    (old / "notes.txt").unlink()
     link = tmp_path / "link"
     link.symlink_to(old)
     check_target(link, force=True)
@@ -399,12 +402,16 @@ def test_a_manifest_of_another_program_is_no_bundle(tmp_path):
 
 @pytest.mark.parametrize("inside", ["", "preset", "a/b"])
 def test_the_preset_is_not_replaced_with_the_bundle_that_holds_it(old, tmp_path, inside):
+    (old / "notes.txt").unlink()
     source = old / inside
     source.mkdir(parents=True, exist_ok=True)
     (tmp_path / "link").symlink_to(source)
     for path in (source, tmp_path / "link"):
         with pytest.raises(ExportError, match=rf"{old} holds the preset .*, which would be replaced"):
             check_target(old, force=True, source=path)
+    (tmp_path / "link").unlink()
+    if inside:
+        shutil.rmtree(old / inside.partition("/")[0])
     check_target(old, force=True, source=tmp_path)
     check_target(source / "new", force=True, source=source)
 

@@ -141,7 +141,7 @@ BAD = [
     ('{"prompt": "a", "x": 1e999}', "is not JSON: it holds the number 1e999, which is not finite"),
     ('{"prompt": "a", "x": NaN}', "is not JSON: it holds the number NaN, which is not finite"),
     ('{"prompt": "a", "prompt": "b"}', "is not JSON: it gives the name 'prompt' twice"),
-    ('{"prompt": "a", "x": ' + "1" * 5000 + "}", "is not JSON: "),
+    ('{"prompt": "a", "x": ' + "1" * 5000 + "}", "it holds a whole number of thousands of digits"),
     ("[" * 100_000, "is not JSON: it nests too deeply"),
     ('{"prompt": "a\0"}', "is not JSON: Invalid control character at"),
     (json.dumps(TOO_LONG), "a prompt has 61 tokens with the start token, more than max_length=48"),
@@ -205,6 +205,14 @@ def test_a_line_in_another_encoding(run: Run, tmp_path: Path) -> None:  # noqa: 
     ]
     told = f"line 2 cannot be read: {source} is not UTF-8: byte 15 of line 2 is 0xeb; it may be Windows"
     assert records(out)[1]["error"].startswith(told)
+
+
+def test_a_line_that_begins_as_another_encoding_does(run: Run, tmp_path: Path) -> None:  # noqa: F811
+    """Only a file's first bytes tell what the whole of it is."""
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(b'{"prompt": "a"}\n\xff\xfe{"prompt": "b"}\n')
+    told = f"line 2 cannot be read: {source} is not UTF-8: byte 1 of line 2 is 0xff"
+    assert records(run("--input", str(source))[1])[1]["error"].startswith(told)
 
 
 def test_a_file_in_another_encoding(run: Run, tmp_path: Path) -> None:  # noqa: F811

@@ -167,6 +167,10 @@ def test_resume_needs_a_file(run: Run, tmp_path: Path) -> None:  # noqa: F811
     assert_error(run("--input", "-", "--resume", "--output", "-", stdin=text), message)
     result = run("--input", "-", "--resume", "--output", os.devnull, stdin=text)
     assert_error(result, f"--resume reads what --output has, and {os.devnull} is no regular file")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")  # that nobody reads: opening it would wait
+        result = run("--input", "-", "--resume", "--output", str(tmp_path / "pipe"), stdin=text)
+        assert_error(result, f"and {tmp_path / 'pipe'} is no regular file")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kills as POSIX has it")
