@@ -130,6 +130,7 @@ VOCABULARY = {'"<|endoftext|>": 0': '"<pad>": 1, "</s>": 2'}
 BACKBONE_NAME = {"model = keras_hub": "backbone = keras_hub"}
 
 
+@pytest.mark.slow
 def test_a_custom_backbone_and_vocabulary(preset):
     code = correct(example(*CAUSAL_LM, 5), VOCABULARY | BACKBONE_NAME)
     found = run_example(code, preset)

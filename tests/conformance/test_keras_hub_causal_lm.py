@@ -71,6 +71,7 @@ def test_predict_is_the_same_on_strings_datasets_and_tokens(model):
     assert difference(bare.predict(texts.map(build_preprocessor()), verbose=0), found) <= 1e-6
 
 
+@pytest.mark.slow
 def test_fit_takes_strings_datasets_and_tokens():
     model = build_model()
     texts = tf.data.Dataset.from_tensor_slices(TEXTS).batch(2)

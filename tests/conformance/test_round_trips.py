@@ -45,7 +45,11 @@ TEXTS = (
 PROMPTS = [[2, 40, 41, 42, 90], [2], [2, 260, 7]]
 LENGTH = 12
 TINY_SHARD = 0.00001  # GB; the token embedding alone is larger
-STORED = [("float32", 10), ("float16", TINY_SHARD), ("bfloat16", TINY_SHARD)]
+STORED = [
+    ("float32", 10),
+    ("float16", TINY_SHARD),
+    pytest.param("bfloat16", TINY_SHARD, marks=pytest.mark.slow),
+]
 
 
 def bits(values):
@@ -238,7 +242,7 @@ def test_the_tokenizer_goes_there_and_back(
 # === Across ===
 
 
-@pytest.mark.parametrize("shard", [10, TINY_SHARD])
+@pytest.mark.parametrize("shard", [pytest.param(10, marks=pytest.mark.slow), TINY_SHARD])
 def test_keras_hub_to_here_to_transformers(
     transformers,  # noqa: F811
     hub_model,  # noqa: F811

@@ -42,7 +42,8 @@ def losses(model, data):
     return np.array(found)
 
 
-@pytest.mark.parametrize("padded", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("padded", [False, True])
 def test_losses_of_twenty_steps(padded, tmp_path):
     import keras
     import keras_hub

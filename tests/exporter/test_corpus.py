@@ -25,6 +25,7 @@ def parts(documents):
         return corpus.split_documents()
 
 
+@pytest.mark.slow
 def test_documents_are_many_and_each_is_there_once(documents):
     assert len(documents) > 3000
     assert len(set(documents)) == len(documents)

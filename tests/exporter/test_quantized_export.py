@@ -278,7 +278,12 @@ def build(config, layers=1):
     return OPTCausalLM(backbone)
 
 
-@pytest.mark.parametrize("name", MODELS)
+QUICK = ("opt-350m", "galactica", "other")  # which have each switch
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in MODELS]
+)
 def test_other_models(name, tmp_path):
     """Without a tokenizer: random tokens calibrate."""
     model = build(MODELS[name])

@@ -20,6 +20,7 @@ from tests.graphs.real_graphs import MODELS, graphs  # noqa: E402
 OF_BENCH = {"DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger"}
 
 
+@pytest.mark.slow
 def test_what_the_passes_write_is_taken_and_nothing_else_is_known(tmp_path: Path) -> None:
     found: dict[tuple[str, str], set[str]] = {}
     opsets = set()

@@ -71,7 +71,13 @@ def quantized_counts(scheme: Scheme, layers: int, attentions: int) -> dict[str, 
 
 
 @pytest.mark.parametrize("phase", Phase)
-@pytest.mark.parametrize("preset", BUILTIN_PRESETS)
+@pytest.mark.parametrize(
+    "preset",
+    [
+        pytest.param(name, marks=() if name == "opt_125m_en" else pytest.mark.slow)
+        for name in BUILTIN_PRESETS
+    ],
+)
 def test_every_preset_is_rewritten_whole(traced: Trace, preset: str, phase: Phase) -> None:
     config = shape_of(preset, 2)
     model = traced(config, phase)
