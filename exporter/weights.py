@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from exporter.checkpoints.finite_blocks import finite_blocks
 from exporter.presets.folder import PresetFolder
-from exporter.progress import Progress
+
+if TYPE_CHECKING:
+    from exporter.progress import Progress
 
 
 class WeightSource(Protocol):
