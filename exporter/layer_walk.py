@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from exporter.opt.backbone import build_decoder_layer
-from exporter.opt.keras_backend import keras
+from exporter.opt.keras_backend import keras, without_values
 from exporter.opt.layers import MASKED, OPTDecoderLayer, build_layer_norm
 from exporter.weight_names import TOKEN_TABLE, head_table
 from exporter.weights import WeightSource, read_weight
@@ -65,7 +65,7 @@ def layers(config: ModelConfig, source: WeightSource) -> Iterator[OPTDecoderLaye
 
     It is the same object each time. A call reads every weight once and keeps none.
     """
-    with _without_values():
+    with without_values():
         layer = build_decoder_layer(config, "transformer_layer", dropout=0.0, dtype="float32")
         layer.build((None, None, config.hidden_dim))
     for i in range(config.num_layers):
@@ -77,16 +77,11 @@ def normalize(config: ModelConfig, source: WeightSource, x: Any) -> Any:
     """The final norm, where the model has one."""
     if not config.final_norm:
         return x
-    with _without_values():
+    with without_values():
         norm = build_layer_norm("layer_norm", config.layer_norm_epsilon, config.norm_affine, "float32")
         norm.build(x.shape)
     with _ReadWhenUsed(source, norm, "layer_norm"):
         return norm(x)
-
-
-def _without_values() -> keras.StatelessScope:
-    """Variables that are made within it have shapes only."""
-    return keras.StatelessScope(initialize_variables=False)
 
 
 def project_out(config: ModelConfig, source: WeightSource, x: Any) -> Any:

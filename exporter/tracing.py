@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from exporter.opt.backbone import OPTBackbone
 from exporter.opt.cached_forward import cached_forward
-from exporter.opt.keras_backend import keras
+from exporter.opt.keras_backend import keras, without_values
 from graphs.contract import ModelConfig, Phase, TensorSpec, graph_inputs, graph_outputs
 from graphs.program import Program
 
@@ -26,7 +26,7 @@ OPSET = 18  # the newest that tf2onnx writes
 
 def build_weightless_backbone(config: ModelConfig) -> OPTBackbone:
     """A backbone whose variables have shapes and no values."""
-    with keras.StatelessScope(initialize_variables=False):
+    with without_values():
         return OPTBackbone.from_sizes(config, dropout=0.0, dtype="float32")
 
 

@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from exporter import OPTBackbone
+from exporter.opt.keras_backend import keras
 from exporter.tracing import build_weightless_backbone, trace, weight_shapes
 from graphs.contract import ModelConfig, Phase, graph_inputs, graph_outputs
 
@@ -163,3 +164,11 @@ def test_every_size_shows_in_the_contract(phase):
     assert described(program.graph.outputs)[0] == ("logits", "float32", ("batch", 23))
     assert described(program.graph.inputs)[3][2] == ("batch", 3, "capacity", 5)
     assert len(program.weights) == 16
+
+
+def test_no_other_scope_gives_values_to_a_weightless_backbone(backbone):
+    """Keras fills what waits for values when a scope ends: `stateless_call`'s, of any other model."""
+    layer = keras.layers.Dense(1)
+    layer.build((None, 2))
+    layer.stateless_call(layer.trainable_variables, [], np.ones((1, 2), "float32"))
+    test_no_variable_has_a_value(backbone)
