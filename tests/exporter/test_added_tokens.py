@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -131,7 +132,7 @@ def test_resized_embeddings(quick_tracing, transformers, hf_model, tmp_path):
     """New tokens, and a table of a multiple of 64 rows: greedy texts are transformers' own."""
     folder = tmp_path / "model"
     theirs = transformers.AutoTokenizer.from_pretrained(FOLDERS / "slow4-mixed")
-    model = transformers.OPTForCausalLM(hf_model.config)
+    model = transformers.OPTForCausalLM(copy.deepcopy(hf_model.config))  # other tests have the first
     model.load_state_dict(hf_model.state_dict())
     model.resize_token_embeddings(len(theirs), pad_to_multiple_of=64)
     assert model.config.vocab_size == 320 > len(theirs)

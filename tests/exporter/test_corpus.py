@@ -12,6 +12,8 @@ import pytest
 
 from exporter.presets import corpus
 
+pytestmark = pytest.mark.slow  # it reads all of the documentation
+
 
 @pytest.fixture(scope="module")
 def documents():
@@ -25,7 +27,6 @@ def parts(documents):
         return corpus.split_documents()
 
 
-@pytest.mark.slow
 def test_documents_are_many_and_each_is_there_once(documents):
     assert len(documents) > 3000
     assert len(set(documents)) == len(documents)

@@ -45,6 +45,7 @@ def kaggle(toy_preset, tmp_path, monkeypatch):
         yield server
 
 
+@pytest.mark.slow
 def test_a_model_from_hugging_face(repository, tmp_path, hf_toy):
     model = OPTCausalLM.from_preset(hf_toy)
     model.compile(sampler="greedy")

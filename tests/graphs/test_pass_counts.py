@@ -104,6 +104,7 @@ def test_every_preset_is_rewritten_whole(traced: Trace, preset: str, phase: Phas
     assert found["keep_rows"] == layers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", Phase)
 def test_the_nodes_of_a_layer_of_a_preset(traced: Trace, phase: Phase) -> None:
     """Four products, two norms, two sums, an activation, and attention between two changes of shape."""
