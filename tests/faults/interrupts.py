@@ -30,8 +30,8 @@ from bench.make_checkpoint import write_checkpoint
 from bench.shapes import SHAPES
 from graphs.contract import ModelConfig
 from graphs.manifest import MANIFEST_FILE, ManifestError, read_manifest
-from runtime.system.interrupts import SIGNALS
 from tests.exporter.hub_servers import HubServer, HuggingFaceServer, KaggleServer
+from tests.signals import heed_signals
 
 MOST_SECONDS = 2.0
 PATIENCE_SECONDS = 300.0
@@ -94,15 +94,6 @@ class Trial:
 
     seconds: float
     problems: list[str] = field(default_factory=list)
-
-
-def heed_signals() -> None:
-    """In a new process: signals do again what they do by default.
-
-    A shell starts what runs in its background with Ctrl-C ignored, and `nohup` with the terminal's end.
-    """
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
 
 
 class Bench:

@@ -16,7 +16,7 @@ import pytest
 
 from runtime.command import run_command
 from runtime.system import interrupts
-from tests.faults.interrupts import heed_signals
+from tests.signals import heed_signals
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends signals of POSIX")
 

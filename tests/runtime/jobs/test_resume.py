@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from runtime import Generator
-from tests.faults.interrupts import heed_signals
 from tests.runtime.jobs.test_job_command import TOO_LONG, lines, records
 from tests.runtime.test_cli import Run, assert_error, run  # noqa: F401
+from tests.signals import heed_signals
 
 REQUESTS = [
     {"id": 1, "prompt": "the", "x": [1.5, None, {"é": 1e22}]},
