@@ -85,7 +85,7 @@ def _build_backbone(
     arguments = {"dropout": folder.dropout, "dtype": None, **overrides}
     if arguments["dtype"] is None:  # Keras's own, whatever the preset was saved in, as in keras-hub
         policy = keras.config.dtype_policy().name
-        if policy != folder.dtype:
+        if folder.format == "keras" and policy != folder.dtype:  # of others the files know it
             _LOGGER.info("weights saved as %s are loaded as %s, Keras's policy", folder.dtype, policy)
     if not load_weights:
         return cls.from_sizes(folder.config, **arguments)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from exporter.errors import PresetError
+from exporter.output_place import sync
 from exporter.presets.json_file import read_json
 
 # Without the first a folder is no preset; a tokenizer saved alone is none without the second.
@@ -65,7 +66,7 @@ def staged_files(folder: Path, replaced: Sequence[str] = ()) -> Iterator[Path]:
         yield stage
         written = [path.relative_to(stage) for path in stage.rglob("*") if path.is_file()]
         for path in written:
-            _sync(stage / path)
+            sync(stage / path)
     except BaseException:
         shutil.rmtree(stage, ignore_errors=True)
         if made:
@@ -73,7 +74,7 @@ def staged_files(folder: Path, replaced: Sequence[str] = ()) -> Iterator[Path]:
         raise
     _move(written, stage, folder, replaced)
     shutil.rmtree(stage)
-    _sync(folder)
+    sync(folder)
 
 
 def _move(written: Sequence[Path], stage: Path, folder: Path, replaced: Sequence[str]) -> None:
@@ -98,11 +99,3 @@ def _order(path: Path) -> int:
     """Key files go last, and the first of them after all others."""
     name = str(path)
     return len(KEY_FILES) - KEY_FILES.index(name) if name in KEY_FILES else 0
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
