@@ -16,7 +16,6 @@ from runtime.errors import BundleError
 from runtime.graph_check.graph_file import check_graph_file
 from runtime.graph_check.limits import GraphLimits
 from runtime.graph_check.wire_format import GraphFileError
-from runtime.samplers import BeamSampler, ContrastiveSampler, Sampler
 from runtime.samplers import get as get_sampler
 from runtime.tokenization.pipeline import Pipeline, check_file_names, read_files
 from runtime.tokenization.tokenizer import Tokenizer
@@ -164,17 +163,10 @@ def _check_sampler(folder: Path, manifest: Manifest) -> None:
         sampler = get_sampler(manifest.generation.sampler)
     except (ValueError, TypeError) as error:
         raise ManifestError(f"{folder}: its sampler is not valid: {cut(error)}") from None
-    if (rows := _rows_of(sampler)) > MAX_ROWS:
+    if sampler.rows > MAX_ROWS:
         raise ManifestError(
-            f"{folder}: its sampler asks for {rows} rows for each prompt, of at most {MAX_ROWS}"
+            f"{folder}: its sampler asks for {sampler.rows} rows for each prompt, of at most {MAX_ROWS}"
         )
-
-
-def _rows_of(sampler: Sampler) -> int:
-    """Rows of the cache that a sampler takes for one prompt."""
-    if isinstance(sampler, BeamSampler):
-        return sampler.num_beams
-    return sampler.k if isinstance(sampler, ContrastiveSampler) else 1
 
 
 def _find_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer | None:

@@ -53,11 +53,11 @@ class StepOutput:
     """What a model says after new tokens.
 
     Attributes:
-        logits: float32 [batch, vocabulary], for each row's last valid new token. The array may be
-            reused by the next call: copy what is to outlive it. A row without new tokens has no
-            logits; what is there in their place has no meaning.
-        hidden_states: float32 [batch, sequence, hidden] after the final norm, or `None` where the
-            caller did not ask for them.
+        logits: float32 [rows, vocabulary], for the last valid new token of each row of the cache. The
+            array may be reused by the next call: copy what is to outlive it. A row without new tokens
+            has no logits; what is there in their place has no meaning.
+        hidden_states: float32 [n, sequence, hidden] of the rows that took part, after the final norm,
+            or `None` where the caller did not ask for them.
         best: the largest logits where the model gives them beside all, see `LazyStepOutput`.
     """
 
@@ -93,7 +93,13 @@ class LazyStepOutput(StepOutput):
 
 
 class Cache(Protocol):
-    """The keys and values of the tokens that a model has seen, row by row."""
+    """The keys and values of the tokens that a model has seen, row by row.
+
+    Attributes:
+        capacity: tokens that a row has room for.
+        lengths: int32 [rows], tokens of each row, which the caller may lower; what lies beyond them is
+            overwritten later.
+    """
 
     capacity: int
     lengths: NDArray[np.int32]
@@ -105,7 +111,13 @@ class Cache(Protocol):
             source: a cache of the same model, which may be this one.
             rows: int [n], rows of the source.
             targets: int [n], rows of this cache, each once.
-            first: slots before this one are known to be the same already.
+            first: tokens before this one are known to be the same already.
+        """
+
+    def release(self, row: int, *, clean: bool = False) -> None:
+        """Takes note that nobody needs a row's content; what comes next may write over it.
+
+        `clean`: nor may anybody see it, as it may hold what is no number.
         """
 
 
@@ -114,7 +126,7 @@ class TemperedCache(Protocol):
     """A cache of a decoder that gives `BestLogits`.
 
     Attributes:
-        temperatures: float32 [batch], 1 in a new cache; what the caller writes here holds for the
+        temperatures: float32 [rows], 1 in a new cache; what the caller writes here holds for the
             `BestLogits.totals` of the steps that follow.
     """
 
@@ -122,9 +134,23 @@ class TemperedCache(Protocol):
 
 
 class Decoder(Protocol):
-    """A language model that appends tokens to a cache and scores the next one."""
+    """A language model that appends tokens to a cache and scores the next one.
+
+    Attributes:
+        config: sizes of the model.
+        chunk_tokens: parts of prompts that end at multiples of this are read in the same way in any
+            company; `None` where a prompt is to be read whole.
+        spare_rows: rows that a cache may have at no cost until tokens are written to them.
+        keeps_slots: whether a cache that has no sequence costs nothing worth freeing.
+    """
 
     config: ModelConfig
+    chunk_tokens: int | None
+    spare_rows: int
+    keeps_slots: bool
+
+    def slot_capacity(self, tokens: int) -> int:
+        """The capacity of the cache in which sequences of up to so many tokens run together."""
 
     def new_cache(self, batch: int, capacity: int) -> Any:
         """An empty cache of `batch` rows with room for `capacity` tokens each."""
@@ -135,10 +161,20 @@ class Decoder(Protocol):
         token_ids: IntArray,
         new_lengths: IntArray,
         *,
+        first_row: int = 0,
         hidden_states: bool = False,
+        check: Callable[[], object] | None = None,
     ) -> StepOutput:
-        """Appends tokens [batch, sequence], right-padded, to the rows of a cache.
+        """Appends tokens to rows of a cache.
 
-        `new_lengths` [batch] says how many of each row are valid; a row may have none.
-        `hidden_states` asks for those beside the logits.
+        Args:
+            cache: from `new_cache`.
+            token_ids: int [n, sequence], right-padded, for the n rows from `first_row` on.
+            new_lengths: int [n], how many of each row are valid; a row may have none.
+            first_row: of those that take tokens.
+            hidden_states: whether to give those beside the logits.
+            check: called now and then while a long run lasts; what it raises ends the run.
+
+        Returns:
+            Logits by row of the cache, hidden states by row of `token_ids`.
         """

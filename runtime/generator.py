@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,12 +20,12 @@ from runtime.arguments import (
     encode_prompts,
     read_stop_ids,
 )
-from runtime.cache_budget import CacheBudget
-from runtime.call import Call
-from runtime.call_decoder import CallDecoder
 from runtime.call_limits import CallCut, CallLimits, CancelEvent
 from runtime.decoder import Decoder
-from runtime.generation import RowRequest, Run
+from runtime.engine.call import Call
+from runtime.engine.engine import Engine
+from runtime.engine.request import Request
+from runtime.engine.turns import Turns
 from runtime.inputs import (
     Batch,
     TextBatch,
@@ -104,7 +103,8 @@ class Generator:
         end_token_ids: Sequence[int] | None = None,
     ) -> None:
         self._decoder = decoder
-        self._budget = CacheBudget(max_cache_bytes)
+        self._engine = Engine(decoder, max_cache_bytes)
+        self._turns = Turns(self._engine)
         self._process = os.getpid()
         self._source: BundleSource | None = None
         self.tokenizer = tokenizer
@@ -225,7 +225,7 @@ class Generator:
     @property
     def cache_bytes_in_use(self) -> int:
         """Bytes of the KV caches of all calls in flight."""
-        return self._budget.bytes_in_use
+        return self._engine.memory.bytes_in_use
 
     def compile(self, sampler: str | Sampler | Mapping[str, object] = "top_k") -> None:
         """Sets the sampler.
@@ -280,10 +280,11 @@ class Generator:
             LogitsError: if the model gave logits that are NaN or infinite.
             ForkedProcessError: in a process forked from the one that made the generator.
         """
-        call = self._call(max_length, stop_token_ids, strip_prompt, timeout, cancel)
+        options = self._options(max_length, stop_token_ids, timeout, cancel)
         if is_stream_of_batches(inputs):
-            return join(self._generate_batch(batch, call) for batch in iterate_batches(inputs))
-        return self._generate_batch(read_batch(inputs), call)
+            batches = iterate_batches(inputs)
+            return join(self._generate_batch(batch, options, strip_prompt) for batch in batches)
+        return self._generate_batch(read_batch(inputs), options, strip_prompt)
 
     def generate_results(
         self,
@@ -302,13 +303,14 @@ class Generator:
         tokens, that is nothing, not even of the prompt. Of an iterable of batches, those
         after the one that was cut have no results.
         """
-        call = self._call(max_length, stop_token_ids, strip_prompt, timeout, cancel)
+        options = self._options(max_length, stop_token_ids, timeout, cancel)
         source = iterate_batches(inputs) if is_stream_of_batches(inputs) else [read_batch(inputs)]
         results: list[GenerationResult] = []
         for batch in source:
-            run = self._finish(batch, call)
-            results += give_results(run, self.tokenizer, strip_prompt)
-            if run.cut_reason is not None:
+            call = self._finish(batch, options)
+            call.check_error()
+            results += give_results(call, self.tokenizer, strip_prompt)
+            if call.cut_reason is not None:
                 break
         return results
 
@@ -331,11 +333,11 @@ class Generator:
         The KV cache is taken when the first piece is asked for, and freed at the end, or as soon as
         the iterator is closed or deleted. The time of `timeout` begins with the call.
         """
-        call = self._call(max_length, stop_token_ids, strip_prompt, timeout, cancel)
+        options = self._options(max_length, stop_token_ids, timeout, cancel)
         batch = read_batch(prompt)
         if not isinstance(batch, TextBatch) or not batch.single:
             raise ValueError(f"stream() takes one string, got {shown(prompt)}")
-        return self._stream_text(self._start(batch, call), call)
+        return self._stream_text(self._prepare(batch, options), strip_prompt)
 
     def check_options(
         self,
@@ -357,50 +359,65 @@ class Generator:
             self.tokenizer.vocabulary_size()  # which has its files parsed
         row = np.zeros((1, limit), np.int64)
         batch = TokenBatch(row, np.arange(limit)[None] < 1, single=True)
-        self._start(batch, self._call(max_length, stop_token_ids, False, timeout, None))
+        self._prepare(batch, self._options(max_length, stop_token_ids, timeout, None))
 
-    def _stream_text(self, run: Run, call: Call) -> Iterator[str]:
+    def _stream_text(self, call: Call, strip_prompt: bool) -> Iterator[str]:
         assert self.tokenizer is not None
         decoder = StreamDecoder(self.tokenizer, skip_special_tokens=True)
-        if not call.strip_prompt and (piece := _push(decoder, run.rows[0].request.prompt)):
+        (sequence,) = call.sequences
+        if not strip_prompt and (piece := _push(decoder, sequence.request.prompt)):
             yield piece
-        with contextlib.closing(call.steps(run)) as steps:
-            for drawn in steps:
-                if piece := decoder.push(drawn[0]):
+        given, token_ids = 0, sequence.token_ids
+        try:
+            self._begin(call)
+            while True:
+                self._turns.run(lambda: len(token_ids) > given or call.ended)
+                if len(token_ids) == given:
+                    break
+                given += 1
+                if piece := decoder.push(token_ids[given - 1]):
                     yield piece
-        call.check_complete(run)
+        finally:
+            self._turns.leave(call)
+        call.check_complete()
         if piece := decoder.finish():
             yield piece
 
-    def _call(
+    def _options(
         self,
         max_length: int | None,
         stop_token_ids: StopTokenIds,
-        strip_prompt: bool,
         timeout: float | None,
         cancel: CancelEvent | None,
-    ) -> Call:
+    ) -> _Options:
         limits = CallLimits(timeout, cancel)
-        stops = read_stop_ids(stop_token_ids, self.config)
-        return Call(self.sampler, max_length, stops, strip_prompt, limits)
+        return _Options(self.sampler, max_length, read_stop_ids(stop_token_ids, self.config), limits)
 
-    def _generate_batch(self, batch: Batch, call: Call) -> Any:
-        run = self._finish(batch, call)
-        call.check_complete(run)
+    def _generate_batch(self, batch: Batch, options: _Options, strip_prompt: bool) -> Any:
+        call = self._finish(batch, options)
+        call.check_complete()
         if isinstance(batch, TextBatch):
-            return give_texts(give_results(run, self.tokenizer, call.strip_prompt), batch.single)
-        return give_tokens(batch, run.rows, call.strip_prompt)
+            return give_texts(give_results(call, self.tokenizer, strip_prompt), batch.single)
+        return give_tokens(batch, call.sequences, strip_prompt)
 
-    def _finish(self, batch: Batch, call: Call) -> Run:
-        run = self._start(batch, call)
-        for _ in call.steps(run):
-            pass
-        return run
+    def _finish(self, batch: Batch, options: _Options) -> Call:
+        call = self._prepare(batch, options)
+        try:
+            self._begin(call)
+            self._turns.run(lambda: call.ended)
+        finally:
+            self._turns.leave(call)
+        return call
 
-    def _start(self, batch: Batch, call: Call) -> Run:
-        """Checks everything that the caller gave and sets up the run."""
+    def _begin(self, call: Call) -> None:
+        """Gives the engine a call, if there is anything to do."""
         check_process(self._process)
-        decoder = CallDecoder(self._decoder, self._budget, call.limits, self._process)
+        if not call.ended:
+            self._turns.add(call)
+
+    def _prepare(self, batch: Batch, options: _Options) -> Call:
+        """Checks everything that the caller gave and brings it to token ids."""
+        check_process(self._process)
         cut: CutReason | None = None
         if isinstance(batch, TokenBatch):
             limit = check_length(batch.token_ids.shape[1], "the length of token_ids", self.config)
@@ -408,22 +425,33 @@ class Generator:
                 tuple(row[:n].tolist()) for row, n in zip(batch.token_ids, batch.lengths, strict=True)
             ]
         else:
-            length = self.max_length if call.max_length is None else call.max_length
+            length = self.max_length if options.max_length is None else options.max_length
             limit = check_length(length, "max_length", self.config)
             try:
                 prompts = encode_prompts(
-                    batch.texts, self.tokenizer, limit, self.config, call.limits.check
+                    batch.texts, self.tokenizer, limit, self.config, options.limits.check
                 )
             except CallCut as error:
                 prompts, cut = [()] * len(batch.texts), error.reason
         check_prompts(prompts, self.config)
-        stops = call.stop_token_ids
+        stops = options.stop_token_ids
         if stops == "auto":
             stops = default_stop_ids(self.end_token_ids, self.tokenizer)
-        run = call.sampler.start(decoder, [RowRequest(p, limit, stops) for p in prompts])
+        search = options.sampler.search(prompts, self.config.vocabulary_size)
+        call = Call([Request(p, limit, stops) for p in prompts], search, options.limits)
         if cut is not None:
-            run.cut(cut)
-        return run
+            call.cut(cut)
+        return call
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What a call is asked for, and the sampler that was set when it came."""
+
+    sampler: Sampler
+    max_length: int | None
+    stop_token_ids: frozenset[int] | Literal["auto"]
+    limits: CallLimits
 
 
 def _reopen(cls: type[Generator], source: BundleSource, sampler: Sampler, max_length: int) -> Generator:

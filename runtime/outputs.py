@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.generation import Row, Run
+from runtime.engine.call import Call
+from runtime.engine.sequence import Sequence as Row
 from runtime.inputs import PADDING_MASK, TOKEN_IDS, TokenBatch
 from runtime.results import Beam, GenerationResult
 from runtime.tokenization.tokenizer import Tokenizer
@@ -16,7 +17,7 @@ from runtime.tokenization.tokenizer import Tokenizer
 SCORES = "scores"
 
 
-def give_results(run: Run, tokenizer: Tokenizer | None, strip_prompt: bool) -> list[GenerationResult]:
+def give_results(call: Call, tokenizer: Tokenizer | None, strip_prompt: bool) -> list[GenerationResult]:
     """The outcome of each row, with texts where there is a tokenizer."""
 
     def text(row: Row, answer: Sequence[int]) -> str | None:
@@ -38,11 +39,11 @@ def give_results(run: Run, tokenizer: Tokenizer | None, strip_prompt: bool) -> l
             prompt_token_ids=row.request.prompt,
             token_ids=tuple(row.token_ids),
             finish_reason=row.finish_reason or "length",
-            prefill_seconds=run.prefill_seconds,
-            decode_seconds=run.decode_seconds,
+            prefill_seconds=row.read_seconds,
+            decode_seconds=row.decode_seconds,
             beams=beams(row),
         )
-        for row in run.rows
+        for row in call.sequences
     ]
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
+import weakref
 from collections.abc import Callable, Iterator
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,35 +25,44 @@ from runtime.decoder import IntArray, StepOutput
 from runtime.devices import CPU
 from runtime.onnx_runtime import ort
 from runtime.session_opener import SessionOpener, check_threads
+from runtime.system.available_memory import address_space_is_limited
 from runtime.system.forked_process import keep_in_children
 from runtime.system.interruptible_run import run_interruptibly
-from runtime.system.kept_memory import KeptMemory
 
 # Weights times tokens of a run that is worth a thread of its own, to be able to end it: tens of
 # milliseconds, where the thread costs a tenth of one.
 LONG_RUN = 5e9
+SPARE_ROWS = 16  # of a cache, which take no memory until they are used
 CHUNK_TOKENS = 192  # of a long prompt at a time: its scores fit the cache, and their memory is bounded
 
 
 class BoundCache(KVCache):
-    """A KV cache that is bound to both graphs, with the buffers of a decode step."""
+    """A KV cache that is bound to both graphs, with the buffers of decode steps."""
 
     def __init__(self, decoder: SessionDecoder, batch: int, capacity: int) -> None:
-        zeros = decoder.memory.zeros
-        super().__init__(decoder.config, batch, capacity, decoder.cache_dtype, zeros)
+        super().__init__(decoder.config, batch, capacity, decoder.cache_dtype)
+        self._decoder = weakref.proxy(decoder)
         self.decode_ids = np.zeros((batch, 1), np.int64)
         self.new_lengths = np.zeros(batch, np.int32)
         # Zeros, so that rows which have had no token yet do not show what the memory held before.
         self.logits = np.zeros((batch, decoder.config.vocabulary_size), np.float32)
-        # Bound once: a step writes new numbers into the same buffers.
-        self.decode_bindings = []
-        for rows in decoder.groups(batch):
-            ids, lengths = self.decode_ids[rows], self.new_lengths[rows]
-            binding = decoder.bind(Phase.DECODE, self, ids, lengths, None, rows)
-            self.decode_bindings.append((rows, binding))
+        # Bound once for each number of rows: a step writes new numbers into the same buffers.
+        self._decode_bindings: dict[int, list[tuple[slice, Any]]] = {}
         # The lengths as plain numbers, and what a step gives: always the same buffer.
         self.length_view = self.lengths.data
         self.step_output = StepOutput(self.logits)
+
+    def decode_bindings(self, count: int) -> list[tuple[slice, Any]]:
+        """Rows that take a decode step together, of the first `count`, and their binding."""
+        found = self._decode_bindings.get(count)
+        if found is None:
+            found = [(rows, self._bind(rows)) for rows in self._decoder.groups(count)]
+            self._decode_bindings[count] = found
+        return found
+
+    def _bind(self, rows: slice) -> Any:
+        ids, lengths = self.decode_ids[rows], self.new_lengths[rows]
+        return self._decoder.bind(Phase.DECODE, self, ids, lengths, None, rows)
 
 
 class SessionDecoder:
@@ -103,24 +112,15 @@ class SessionDecoder:
         self._sessions = {phase: sessions[graph] for phase, graph in graphs.items()}
         for session in sessions.values():
             keep_in_children(session)
-        self.memory = KeptMemory()
         self._weights = self.config.num_parameters
-        self._check: Callable[[], object] | None = None
+        self.chunk_tokens = None if self._portable else CHUNK_TOKENS
+        # Rows take memory where they are written to; but all of the address space, where that is short.
+        self.keeps_slots = not address_space_is_limited()
+        self.spare_rows = SPARE_ROWS if self.keeps_slots else 0
 
-    @property
-    def idle_bytes(self) -> int:
-        """Bytes of memory that are kept for the next cache and in none."""
-        return self.memory.idle_bytes
-
-    def interruptible(self, check: Callable[[], object]) -> Self:
-        """The same model, whose long runs call `check` often and end with what that raises.
-
-        They also end on a signal whose handler raises, Ctrl-C's for one. What a run that was ended
-        should have appended to the cache is not in it.
-        """
-        decoder = copy.copy(self)
-        decoder._check = check
-        return decoder
+    def slot_capacity(self, tokens: int) -> int:
+        """The capacity of the cache in which sequences of up to so many tokens run together."""
+        return self.config.max_sequence_length if self.keeps_slots else tokens
 
     def new_cache(self, batch: int, capacity: int) -> BoundCache:
         """An empty cache of `batch` rows with room for `capacity` tokens each."""
@@ -136,15 +136,14 @@ class SessionDecoder:
         token_ids: IntArray,
         new_lengths: IntArray,
         *,
+        first_row: int = 0,
         hidden_states: bool = False,
+        check: Callable[[], object] | None = None,
     ) -> StepOutput:
         """Appends tokens to a cache; see `runtime.decoder.Decoder.append`.
 
-        Args:
-            cache: from `new_cache`; rows grow by `new_lengths`.
-            token_ids: int [batch, sequence], right-padded.
-            new_lengths: int [batch], valid tokens of each row.
-            hidden_states: whether to return those too.
+        A long run ends on a signal whose handler raises, Ctrl-C's for one, and with what `check`
+        raises. What a run that was ended should have appended to the cache is not in it.
 
         Returns:
             Of a row without new tokens the logits are finite numbers without a meaning.
@@ -152,65 +151,61 @@ class SessionDecoder:
         Raises:
             ValueError: if the shapes do not fit the cache or it has no room.
         """
-        added = cache.check_new_tokens(token_ids, new_lengths)
+        added = cache.check_new_tokens(token_ids, new_lengths, first_row)
         batch, sequence = token_ids.shape
-        cache.new_lengths[:] = new_lengths
-        if sequence == 1 and not hidden_states:
-            cache.decode_ids[:] = token_ids
-            for rows, binding in cache.decode_bindings:
+        if sequence == 1 and not hidden_states and not first_row:
+            cache.new_lengths[:batch] = new_lengths
+            cache.decode_ids[:batch] = token_ids
+            for rows, binding in cache.decode_bindings(batch):
                 if any(added[rows]):
-                    self._run(Phase.DECODE, binding, len(added[rows]))
+                    self._run(Phase.DECODE, binding, len(added[rows]), check)
             for row, count in enumerate(added):
                 cache.length_view[row] += count
             return cache.step_output
         hidden = None
         if hidden_states:
             hidden = np.zeros((batch, sequence, self.config.embedding_width), np.float32)
-        for rows, columns in self._pieces(cache, sequence):
+        past = cache.lengths[first_row : first_row + batch]
+        for rows, columns in self._pieces(past, new_lengths, sequence, cache.capacity):
             tokens = np.ascontiguousarray(token_ids[rows, columns], np.int64)
-            lengths = np.minimum(new_lengths[rows], tokens.shape[1])
+            lengths = np.clip(new_lengths[rows] - columns.start, 0, tokens.shape[1]).astype(np.int32)
             states = None if hidden is None else hidden[rows, columns]
-            self._run_piece(cache, rows, tokens, lengths.astype(np.int32), states)
+            place = slice(first_row + rows.start, first_row + rows.stop)
+            phase = Phase.DECODE if tokens.shape[1] == 1 else Phase.PREFILL
+            binding = self.bind(phase, cache, tokens, lengths, states, place)
+            self._run(phase, binding, tokens.size, check)
+            cache.lengths[place] += lengths
         return StepOutput(cache.logits, hidden)
 
-    def _pieces(self, cache: BoundCache, sequence: int) -> Iterator[tuple[slice, slice]]:
-        """Rows and columns of the runs that appending `cache.new_lengths` tokens takes.
+    def _pieces(
+        self, past: IntArray, new_lengths: IntArray, sequence: int, capacity: int
+    ) -> Iterator[tuple[slice, slice]]:
+        """Rows and columns of the runs that appending tokens takes.
 
         The fused attention takes several tokens after a past for one row at a time, without padding.
         It also computes scores of the whole square, so that long prompts cost less in chunks.
         """
-        if not cache.new_lengths.any():
+        if not new_lengths.any():
             return
         # Padding is written too, so it needs room.
-        fits = not cache.lengths.any() and sequence <= min(CHUNK_TOKENS, cache.capacity)
+        fits = not past.any() and sequence <= min(CHUNK_TOKENS, capacity)
         if not self._rows_alone and (sequence == 1 or self._portable or fits):
-            yield slice(0, cache.batch), slice(0, sequence)
+            yield slice(0, len(past)), slice(0, sequence)
             return
-        for row, length in enumerate(cache.new_lengths.tolist()):
+        for row, length in enumerate(new_lengths.tolist()):
             for start in range(0, length, CHUNK_TOKENS):
                 yield slice(row, row + 1), slice(start, min(start + CHUNK_TOKENS, length))
 
-    def _run_piece(
-        self,
-        cache: BoundCache,
-        rows: slice,
-        token_ids: NDArray[np.int64],
-        new_lengths: NDArray[np.int32],
-        hidden_states: NDArray[np.float32] | None,
+    def _run(
+        self, phase: Phase, binding: Any, tokens: int, check: Callable[[], object] | None
     ) -> None:
-        phase = Phase.DECODE if token_ids.shape[1] == 1 else Phase.PREFILL
-        binding = self.bind(phase, cache, token_ids, new_lengths, hidden_states, rows)
-        self._run(phase, binding, token_ids.size)
-        cache.lengths[rows] += new_lengths
-
-    def _run(self, phase: Phase, binding: Any, tokens: int) -> None:
         run = self._sessions[phase].run_with_iobinding
-        if self._check is None or self._weights * tokens < LONG_RUN:
+        if self._weights * tokens < LONG_RUN:
             run(binding)
             return
         options = ort.RunOptions()
         run_interruptibly(
-            lambda: run(binding, options), lambda: setattr(options, "terminate", True), self._check
+            lambda: run(binding, options), lambda: setattr(options, "terminate", True), check
         )
 
     def bind(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -49,10 +50,16 @@ class KerasCache:
         ]
         self.lengths[targets] = source.lengths[rows]
 
-    def reorder(self, rows: np.ndarray, first: int = 0) -> None:
-        """Makes row i a copy of what row `rows[i]` was; nothing is copied where all rows stay."""
-        targets = np.flatnonzero(rows != np.arange(len(self.lengths)))
-        self.copy_rows(self, rows[targets], targets, first)
+    def release(self, row: int, *, clean: bool = False) -> None:
+        """Empties a row; see `runtime.decoder.Cache.release`."""
+        self.lengths[row] = 0
+        if clean:
+            targets = np.array([[row]])
+
+            def cleaned(own: Any) -> Any:
+                return tf.tensor_scatter_nd_update(own, targets, tf.zeros_like(own[row : row + 1]))
+
+            self.layers = [tuple(cleaned(own) for own in pair) for pair in self.layers]
 
 
 class KerasDecoder:
@@ -64,6 +71,9 @@ class KerasDecoder:
     def __init__(self, backbone: OPTBackbone) -> None:
         self._backbone = backbone
         self.config = backbone.model_config
+        self.chunk_tokens = None
+        self.spare_rows = 0
+        self.keeps_slots = False
         ids = tf.TensorSpec([None, None], tf.int32)
         lengths = tf.TensorSpec([None], tf.int32)
         cache = tf.TensorSpec(
@@ -75,6 +85,10 @@ class KerasDecoder:
             input_signature=[ids, lengths, lengths, caches],
         )
 
+    def slot_capacity(self, tokens: int) -> int:
+        """The capacity of the cache in which sequences of up to so many tokens run together."""
+        return tokens
+
     def new_cache(self, batch: int, capacity: int) -> KerasCache:
         """An empty cache."""
         return KerasCache(self._backbone, batch, capacity)
@@ -85,14 +99,34 @@ class KerasDecoder:
         token_ids: np.ndarray,
         new_lengths: np.ndarray,
         *,
+        first_row: int = 0,
         hidden_states: bool = False,
+        check: Callable[[], object] | None = None,
     ) -> StepOutput:
-        """Appends tokens; see `runtime.decoder.Decoder.append`."""
-        logits, hidden, cache.layers = self._step(
+        """Appends tokens; see `runtime.decoder.Decoder.append`. `check` is called before the run."""
+        if check is not None:
+            check()
+        batch, rows = len(cache.lengths), slice(first_row, first_row + len(token_ids))
+        part = rows != slice(0, batch)
+        layers = [tuple(t[rows] for t in pair) for pair in cache.layers] if part else cache.layers
+        logits, hidden, layers = self._step(
             tf.constant(token_ids, tf.int32),
-            tf.constant(cache.lengths),
+            tf.constant(cache.lengths[rows]),
             tf.constant(new_lengths, tf.int32),
-            cache.layers,
+            layers,
         )
-        cache.lengths += new_lengths.astype(np.int32)
-        return StepOutput(logits.numpy(), hidden.numpy() if hidden_states else None)
+        if part:
+            pairs = zip(cache.layers, layers, strict=True)
+            layers = [tuple(map(_join(rows), olds, news)) for olds, news in pairs]
+            found = np.zeros((batch, logits.shape[1]), np.float32)
+            found[rows] = logits
+        else:
+            found = logits.numpy()
+        cache.layers = layers
+        cache.lengths[rows] += new_lengths.astype(np.int32)
+        return StepOutput(found, hidden.numpy() if hidden_states else None)
+
+
+def _join(rows: slice) -> Callable[[Any, Any], Any]:
+    """What puts new rows in the place of old ones."""
+    return lambda old, new: tf.concat([old[: rows.start], new, old[rows.stop :]], axis=0)

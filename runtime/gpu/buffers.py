@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -52,18 +53,34 @@ class CacheShape:
         self.nbytes = self.tensors * self.tensor_bytes
 
 
+@dataclass(frozen=True)
+class DecodeStep:
+    """A decode step of some rows on buffers that stay.
+
+    Attributes:
+        inputs: what the host writes before each run.
+        binding: of the run.
+        options: of the run.
+        graph_id: of the CUDA graph that replays it.
+        total_length: what the binding reads in the host's memory.
+    """
+
+    inputs: PackedArrays
+    binding: Any
+    options: Any
+    graph_id: int
+    total_length: NDArray[np.int32]
+
+
 class CacheBuffers:
     """Buffers at addresses that stay: of the cache, of a decode step's inputs and of what it gives.
 
     Attributes:
         shape: of the cache.
-        inputs: of a decode step.
         logits: address of float32 [batch, vocabulary].
         best: what the last run found, in arrays that the next one overwrites; `None` for revision 1.
         addresses: of all buffers.
-        graph_id: of the CUDA graph that replays a decode step on these buffers; set by the decoder.
-        binding: of a decode step, and the options of its runs; made by the decoder.
-        total_length: what the binding reads in the host's memory.
+        steps: by a number of rows, from the first on, their decode step; made by the decoder.
     """
 
     def __init__(
@@ -74,10 +91,9 @@ class CacheBuffers:
         shape: CacheShape,
     ) -> None:
         self.shape = shape
-        self.graph_id = 0
-        self.binding: Any = None
-        self.total_length: NDArray[np.int32] | None = None
+        self.steps: dict[int, DecodeStep] = {}
         self._memory = memory
+        self._revision = revision
         self._config = config
         batch = shape.batch
         layouts = [decode_layout(batch, revision), _result_layout(config, batch, revision)]
@@ -90,10 +106,9 @@ class CacheBuffers:
         try:
             for size in sizes:
                 pointers.append(memory.allocate(max(size, 1)))
-            self.inputs, self.results = (
-                PackedArrays(memory, layout, pointer, memory.staging(max(layout.nbytes, 1)))
-                for layout, pointer in zip(layouts, pointers[2:], strict=True)
-            )
+            self._staging = memory.staging(max(layouts[0].nbytes, 1))
+            staging = memory.staging(max(layouts[1].nbytes, 1))
+            self.results = PackedArrays(memory, layouts[1], pointers[3], staging)
         except BaseException:
             self.free()  # the error's traceback would keep what has been taken so far
             raise
@@ -109,6 +124,11 @@ class CacheBuffers:
     def free(self) -> None:
         """Gives the buffers back."""
         self._finalizer()
+
+    def inputs(self, rows: int) -> PackedArrays:
+        """The inputs of a decode step of so many rows; one step's at a time."""
+        layout = decode_layout(rows, self._revision)
+        return PackedArrays(self._memory, layout, self.addresses[2], self._staging[: layout.nbytes])
 
     def tensor(self, index: int, row: int = 0) -> int:
         """The address of a row of layer `index // 2`'s keys, or values where the index is odd."""

@@ -80,3 +80,9 @@ class DeviceCache(RowCache):
     def _copy(self, target: int, target_stride: int, source: int, stride: int, width: int) -> None:
         heads = self.buffers.shape.heads
         self._memory.copy_blocks(target, target_stride, source, stride, width, heads)
+
+    def _clear(self, row: int) -> None:
+        shape = self.buffers.shape
+        zeros = np.zeros(shape.row_bytes, np.uint8)
+        for tensor in range(shape.tensors):
+            self._memory.write(self.buffers.tensor(tensor, row), zeros)

@@ -6,11 +6,10 @@ logits of each row. On a GPU the run replays a CUDA graph, which starts all kern
 
 from __future__ import annotations
 
-import copy
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,13 +25,16 @@ from graphs.contract import (
     present_names,
 )
 from graphs.manifest import Manifest
-from runtime.cache_budget import CacheDemand
+from runtime.cache import SPARE_SLOTS
 from runtime.decoder import IntArray, LazyStepOutput, StepOutput
+from runtime.engine.memory import CacheDemand
 from runtime.errors import DeviceMemoryError
 from runtime.gpu.buffers import (
+    CAPACITY_STEP,
     BufferPool,
     CacheBuffers,
     CacheShape,
+    DecodeStep,
     ScratchBuffer,
     result_names,
 )
@@ -81,25 +83,28 @@ class DeviceDecoder:
         self._graph_ids: dict[tuple[int, ...], int] = {}
         self._new_ids = itertools.count(1)
         self._last_position = self.config.max_sequence_length - 1
-        self._check: Callable[[], object] = lambda: None
+        self.chunk_tokens = None
+        self.spare_rows = 0
+        self.keeps_slots = False  # the pool keeps their buffers
         # A session that records CUDA graphs runs one thing at a time.
         self._lock = threading.Lock()
         for session in set(self._sessions.values()):
             keep_in_children(session)
 
-    def interruptible(self, check: Callable[[], object]) -> Self:
-        """The same model, which calls `check` before each run of a prompt and ends with what it raises.
+    def slot_capacity(self, tokens: int) -> int:
+        """The capacity of the cache in which sequences of up to so many tokens run together.
 
-        The cache then holds a part of the prompt.
+        One of few, so that recorded graphs are found again.
         """
-        decoder = copy.copy(self)
-        decoder._check = check
-        return decoder
+        size = CAPACITY_STEP
+        while size - SPARE_SLOTS < tokens:
+            size *= 2
+        return max(tokens, min(size - SPARE_SLOTS, self.config.max_sequence_length))
 
     # === Caches ===
 
     def cache_demand(self, batch: int, capacity: int) -> CacheDemand:
-        """What a cache would take and may have, see `runtime.cache_budget`."""
+        """What a cache would take and may have, see `runtime.engine.memory`."""
         shape = self._shape(batch, capacity)
         free = self._memory.available_bytes()
         # Idle buffers are freed where there is no room beside them.
@@ -137,10 +142,6 @@ class DeviceDecoder:
             except DeviceMemoryError:
                 if not self._pool.free_one():
                     raise
-        # What ONNX Runtime has recorded it keeps: buffers at the places of former ones use theirs.
-        places = (shape.batch, shape.slots, *buffers.addresses)
-        buffers.graph_id = self._graph_ids.setdefault(places, next(self._new_ids))
-        buffers.binding = self._bind_decode(buffers)
         return buffers
 
     # === Steps ===
@@ -151,15 +152,13 @@ class DeviceDecoder:
         token_ids: IntArray,
         new_lengths: IntArray,
         *,
+        first_row: int = 0,
         hidden_states: bool = False,
+        check: Callable[[], object] | None = None,
     ) -> StepOutput:
         """Appends tokens to a cache; see `runtime.decoder.Decoder.append`.
 
-        Args:
-            cache: from `new_cache`; rows grow by `new_lengths`.
-            token_ids: int [batch, sequence], right-padded.
-            new_lengths: int [batch], valid tokens of each row.
-            hidden_states: whether to return those too.
+        `check` is called before each run of a prompt; where it raises, the cache holds a part of it.
 
         Returns:
             The best logits, and all of them when they are looked at, which must be before the next
@@ -168,18 +167,23 @@ class DeviceDecoder:
         Raises:
             ValueError: if the shapes do not fit the cache or it has no room.
         """
-        cache.check_new_tokens(token_ids, new_lengths)
+        cache.check_new_tokens(token_ids, new_lengths, first_row)
         batch, sequence = token_ids.shape
         buffers, hidden = cache.buffers, None
         with self._lock:
-            if sequence == 1 and not hidden_states:
+            if sequence == 1 and not hidden_states and not first_row:
                 self._decode(cache, token_ids, new_lengths)
             else:
                 if hidden_states:
                     hidden = np.zeros((batch, sequence, self.config.embedding_width), np.float32)
-                for rows, columns in self._pieces(cache, new_lengths, sequence):
-                    self._check()
-                    self._run_piece(cache, rows, columns, token_ids, new_lengths, hidden)
+                past = cache.lengths[first_row : first_row + batch]
+                for rows, columns in self._pieces(past, new_lengths, sequence, buffers.shape.slots):
+                    if check is not None:
+                        check()
+                    tokens = token_ids[rows, columns]
+                    lengths = np.clip(new_lengths[rows] - columns.start, 0, tokens.shape[1])
+                    states = None if hidden is None else hidden[rows, columns]
+                    self._run_piece(cache, first_row + rows.start, tokens, lengths, states)
             if self._revision is Revision.HOST:
                 return StepOutput(buffers.read_logits(), hidden)
             buffers.results.download()
@@ -188,12 +192,29 @@ class DeviceDecoder:
         return LazyStepOutput(buffers.best, cache.read_logits, hidden)
 
     def _decode(self, cache: DeviceCache, token_ids: IntArray, new_lengths: IntArray) -> None:
-        buffers = cache.buffers
-        self._fill(buffers.inputs, cache, slice(None), token_ids, new_lengths)
-        binding, options = buffers.binding
+        """One step of the first rows, and of idle ones up to a number for which there is a step."""
+        batch = len(token_ids)
+        rows = min(cache.batch, 1 << (batch - 1).bit_length())
+        step = self._decode_step(cache.buffers, rows)
+        ids, lengths = np.zeros((rows, 1), np.int64), np.zeros(rows, np.int64)
+        ids[:batch], lengths[:batch] = token_ids, new_lengths
+        self._fill(step.inputs, cache, slice(0, rows), ids, lengths)
         session = self._sessions[Phase.DECODE]
-        self._runs.run_recorded(session, binding, options, buffers.graph_id)
-        cache.lengths += new_lengths.astype(np.int32, copy=False)
+        self._runs.run_recorded(session, step.binding, step.options, step.graph_id)
+        cache.lengths[:batch] += new_lengths.astype(np.int32, copy=False)
+
+    def _decode_step(self, buffers: CacheBuffers, rows: int) -> DecodeStep:
+        step = buffers.steps.get(rows)
+        if step is None:
+            # What ONNX Runtime has recorded it keeps: buffers at the places of former ones use theirs.
+            places = (rows, buffers.shape.batch, buffers.shape.slots, *buffers.addresses)
+            graph_id = self._graph_ids.setdefault(places, next(self._new_ids))
+            inputs = buffers.inputs(rows)
+            total = np.array([buffers.shape.slots], np.int32)
+            binding = self._bind(Phase.DECODE, buffers, inputs, slice(0, rows), 1, total)
+            options = self._runs.options(graph_id)
+            step = buffers.steps[rows] = DecodeStep(inputs, binding, options, graph_id, total)
+        return step
 
     def _fill(
         self,
@@ -208,7 +229,7 @@ class DeviceDecoder:
         inputs.upload()
 
     def _pieces(
-        self, cache: DeviceCache, new_lengths: IntArray, sequence: int
+        self, past: IntArray, new_lengths: IntArray, sequence: int, slots: int
     ) -> Iterator[tuple[slice, slice]]:
         """Rows and columns of the runs that appending tokens takes.
 
@@ -217,12 +238,11 @@ class DeviceDecoder:
         """
         if not new_lengths.any():
             return
-        fits = sequence <= min(RUN_TOKENS, cache.buffers.shape.slots)
-        together = sequence == 1 or not cache.lengths.any() or self._revision is Revision.HOST
-        if fits and together:
+        together = sequence == 1 or not past.any() or self._revision is Revision.HOST
+        if sequence <= min(RUN_TOKENS, slots) and together:
             count = RUN_TOKENS // sequence
-            for start in range(0, cache.batch, count):
-                yield slice(start, min(start + count, cache.batch)), slice(0, sequence)
+            for start in range(0, len(past), count):
+                yield slice(start, min(start + count, len(past))), slice(0, sequence)
             return
         for row, length in enumerate(new_lengths.tolist()):
             for start in range(0, length, RUN_TOKENS):
@@ -231,15 +251,13 @@ class DeviceDecoder:
     def _run_piece(
         self,
         cache: DeviceCache,
-        rows: slice,
-        columns: slice,
-        token_ids: IntArray,
-        new_lengths: IntArray,
+        first_row: int,
+        tokens: IntArray,
+        lengths: IntArray,
         hidden_states: NDArray[np.float32] | None,
     ) -> None:
-        tokens = token_ids[rows, columns]
         batch, sequence = tokens.shape
-        lengths = np.minimum(new_lengths[rows], sequence)
+        rows = slice(first_row, first_row + batch)
         layout = input_layout(batch, sequence, self._revision)
         width = self.config.embedding_width
         hidden_bytes = 0 if hidden_states is None else 4 * batch * sequence * width
@@ -259,7 +277,7 @@ class DeviceDecoder:
         if hidden_states is not None:
             found = np.empty((batch, sequence, width), np.float32)
             self._memory.read(scratch + layout.nbytes, found)
-            hidden_states[rows, columns] = found
+            hidden_states[...] = found
         cache.lengths[rows] += lengths.astype(np.int32, copy=False)
 
     def _total_length(self, cache: DeviceCache, rows: slice, sequence: int) -> int:
@@ -269,14 +287,6 @@ class DeviceDecoder:
         return sequence + int(cache.lengths[rows].max())
 
     # === Bindings ===
-
-    def _bind_decode(self, buffers: CacheBuffers) -> tuple[Any, Any]:
-        """The binding of a decode step, made once, and the options of its runs."""
-        shape = buffers.shape
-        total = np.array([shape.slots], np.int32)
-        binding = self._bind(Phase.DECODE, buffers, buffers.inputs, slice(0, shape.batch), 1, total)
-        buffers.total_length = total  # which the binding has the address of
-        return binding, self._runs.options(buffers.graph_id)
 
     def _bind(
         self,

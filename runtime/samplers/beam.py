@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from graphs.shown import shown
-from runtime.beam_search import BeamSearchRun
-from runtime.decoder import Decoder
-from runtime.generation import RowRequest, Run
+from runtime.engine.search.beam import BeamSearch
 from runtime.numbers import whole_number
 from runtime.samplers.arguments import within_vocabulary
 from runtime.samplers.sampler import Sampler
@@ -50,16 +48,15 @@ class BeamSampler(Sampler):
         """Raises `ValueError` if there are more beams than first tokens."""
         within_vocabulary("num_beams", self.num_beams, size)
 
-    def start(self, decoder: Decoder, requests: Sequence[RowRequest]) -> Run:
-        """A beam search over a batch of prompts."""
-        self.check_vocabulary(decoder.config.vocabulary_size)
-        return BeamSearchRun(
-            decoder,
-            requests,
-            num_beams=self.num_beams,
-            temperature=self.temperature,
-            all_beams=self.return_all_beams,
-        )
+    @property
+    def rows(self) -> int:
+        """Rows of the cache that each prompt takes."""
+        return self.num_beams
+
+    def search(self, prompts: Sequence[tuple[int, ...]], vocabulary: int) -> BeamSearch:
+        """A beam search over some prompts."""
+        self.check_vocabulary(vocabulary)
+        return BeamSearch(self.num_beams, self.temperature, self.return_all_beams)
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from runtime.contrastive_search import ContrastiveSearchRun
-from runtime.decoder import Decoder
-from runtime.generation import RowRequest, Run
+from runtime.engine.search.contrastive import ContrastiveSearch
 from runtime.numbers import share, whole_number
 from runtime.samplers.arguments import within_vocabulary
 from runtime.samplers.sampler import Sampler
@@ -40,12 +38,15 @@ class ContrastiveSampler(Sampler):
         """Raises `ValueError` if k is larger than the vocabulary."""
         within_vocabulary("k", self.k, size)
 
-    def start(self, decoder: Decoder, requests: Sequence[RowRequest]) -> Run:
-        """A contrastive search over a batch of prompts."""
-        self.check_vocabulary(decoder.config.vocabulary_size)
-        return ContrastiveSearchRun(
-            decoder, requests, k=self.k, alpha=self.alpha, temperature=self.temperature
-        )
+    @property
+    def rows(self) -> int:
+        """Rows of the cache that each prompt takes."""
+        return self.k
+
+    def search(self, prompts: Sequence[tuple[int, ...]], vocabulary: int) -> ContrastiveSearch:
+        """A contrastive search over some prompts."""
+        self.check_vocabulary(vocabulary)
+        return ContrastiveSearch(self.k, self.alpha, self.temperature)
 
     def get_config(self) -> dict[str, Any]:
         return {"k": self.k, "alpha": self.alpha, "temperature": self.temperature}

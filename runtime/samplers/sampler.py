@@ -8,8 +8,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.decoder import BestLogits, Decoder
-from runtime.generation import GenerationRun, RowRequest, Run
+from runtime.decoder import BestLogits
+from runtime.engine.search.sampling import SamplingSearch
+from runtime.engine.search.search import Search
 from runtime.numbers import positive_number, whole_number
 from runtime.probabilities import softmax
 
@@ -79,16 +80,19 @@ class Sampler:
         if _depth(cls, "sample") < _depth(cls, "sample_best"):
             cls.sample_best = Sampler.sample_best  # type: ignore[method-assign]
 
-    def start(self, decoder: Decoder, requests: Sequence[RowRequest]) -> Run:
-        """A run over a batch of prompts, which `Run.steps` drives.
+    @property
+    def rows(self) -> int:
+        """Rows of the cache that each prompt takes."""
+        return 1
 
-        Searches that follow several continuations of a prompt have runs of their own.
+    def search(self, prompts: Sequence[tuple[int, ...]], vocabulary: int) -> Search:
+        """How the tokens of some prompts are chosen; see `runtime.engine.search`.
 
         Raises:
             ValueError: if the sampler does not fit the model; see `check_vocabulary`.
         """
-        self.check_vocabulary(decoder.config.vocabulary_size)
-        return GenerationRun(decoder, requests, self)
+        self.check_vocabulary(vocabulary)
+        return SamplingSearch(self, prompts, vocabulary)
 
     def check_vocabulary(self, size: int) -> None:
         """Raises `ValueError` where a parameter is more than a vocabulary of this size allows."""

@@ -29,6 +29,11 @@ def available_memory_bytes(root: Path = ROOT) -> int | None:
     return max(0, min(figures)) if figures else None
 
 
+def address_space_is_limited(root: Path = ROOT) -> bool:
+    """Whether memory counts as taken before it is written to, as under `ulimit -v`."""
+    return bool([*_address_space(root)])
+
+
 def _machine(root: Path) -> Iterator[int]:
     for line in read_text(root / "proc/meminfo").splitlines():
         words = line.split()

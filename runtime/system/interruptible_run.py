@@ -90,7 +90,9 @@ class _Run:
 
 
 def run_interruptibly(
-    run: Callable[[], object], terminate: Callable[[], object] | None, check: Callable[[], object]
+    run: Callable[[], object],
+    terminate: Callable[[], object] | None,
+    check: Callable[[], object] | None = None,
 ) -> None:
     """Runs native code in another thread, while this one stays open to signals.
 
@@ -110,7 +112,8 @@ def run_interruptibly(
     try:
         _take_helper().give(state.work)
         while not state.ended.wait(POLL_SECONDS):
-            check()
+            if check is not None:
+                check()
     except BaseException:
         if terminate is None:
             state.leave()

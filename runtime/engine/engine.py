@@ -1,0 +1,235 @@
+"""The step: sequences come and go, and one run of the model serves all that are there.
+
+Each step ends what is cut, lets in what waits, reads parts of prompts within a budget of tokens, and
+appends the newest token of every sequence that has been read. What a sequence becomes does not depend
+on the others: rows are independent, each has its own random generator, and prompts are read up to the
+same borders in any company.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.call_limits import CallCut
+from runtime.decoder import Decoder
+from runtime.engine.call import Call
+from runtime.engine.memory import CacheMemory
+from runtime.engine.outcome import Entry, Outcome, outcomes
+from runtime.engine.scheduler import READ_TOKENS, STEP_TOKENS, Scheduler
+from runtime.engine.slots import Slots
+from runtime.errors import CacheMemoryError, LogitsError
+
+MAX_SLOTS = 256  # rows of the cache in use at a time
+
+
+class Engine:
+    """Runs a model for all calls that it has been given, step by step.
+
+    Not for several threads at once; `runtime.engine.turns` sees to that.
+
+    Args:
+        decoder: the model.
+        max_cache_bytes: see `runtime.engine.memory.CacheMemory`.
+        max_slots: rows of the cache that may be in use at a time; what needs more waits.
+
+    Attributes:
+        memory: what the rows take.
+    """
+
+    def __init__(
+        self, decoder: Decoder, max_cache_bytes: int | None = None, max_slots: int = MAX_SLOTS
+    ) -> None:
+        self.memory = CacheMemory(decoder, max_cache_bytes)
+        self._decoder = decoder
+        self._max_slots = max_slots
+        self._scheduler = Scheduler(decoder.chunk_tokens)
+        self._calls: list[Call] = []
+        self._slots: dict[int, Slots] = {}  # by the capacity of their rows
+        # What has been run and not been looked at: a signal may come in between.
+        self._outcomes: list[Outcome] = []
+
+    def check(self, call: Call) -> None:
+        """Checks that a call can be served at all.
+
+        Raises:
+            ValueError: if its search takes more rows than there may be.
+            CacheMemoryError: if one of its sequences could never fit.
+        """
+        rows = call.search.rows
+        if rows > self._max_slots:
+            raise ValueError(
+                f"a search of {rows} rows for each prompt is more than the {self._max_slots} rows that "
+                "may be in use; give it fewer beams or candidates"
+            )
+        for sequence in call.sequences:
+            if sequence.finish_reason is None and self.memory.never_fits(sequence, rows):
+                refusal = self.memory.refusal(sequence, rows)
+                assert refusal is not None
+                raise refusal
+
+    def add(self, call: Call) -> None:
+        """Takes a call that has been checked; its sequences begin in one of the next steps."""
+        self._calls.append(call)
+        self._scheduler.add(call)
+
+    def step(self) -> None:
+        """One run of the model for each thing that there is to do."""
+        self._accept()
+        for call in self._calls:
+            call.check_limits()
+        self.release_ended()
+        self._admit()
+        for slots in list(self._slots.values()):
+            entries = [e for e in self._scheduler.running if e[1].capacity == slots.capacity]
+            self._read(slots, entries)
+            self._decode(slots, entries)
+        self.release_ended()
+
+    def release_ended(self) -> None:
+        """Frees the rows of what has ended."""
+        for call, sequence in self._scheduler.drop_ended():
+            slots = self._slots[sequence.capacity]
+            slots.free(sequence, clean=isinstance(call.error, LogitsError))
+            self.memory.give_back(sequence)
+            if not slots.used and not self._decoder.keeps_slots:
+                del self._slots[sequence.capacity]
+        if any(call.ended for call in self._calls):
+            self._calls = [call for call in self._calls if not call.ended]
+
+    # === Coming ===
+
+    def _admit(self) -> None:
+        """Gives rows to those that wait, in their order, as far as there are rows and memory."""
+        scheduler = self._scheduler
+        if not scheduler.waiting:
+            return
+        rows = sum(len(sequence.rows) for _, sequence in scheduler.running)
+        idle = sum(slots.idle_bytes for slots in self._slots.values())
+        admitted: list[Entry] = []
+        refusal = None
+        for call, sequence in scheduler.waiting:
+            rows += call.search.rows
+            if rows > self._max_slots:
+                break
+            refusal = self.memory.refusal(sequence, call.search.rows, idle)
+            if refusal is not None:
+                break
+            self.memory.promise(sequence, call.search.rows)
+            sequence.capacity = self._decoder.slot_capacity(sequence.request.room)
+            admitted.append((call, sequence))
+        count, missing = self._reserve(admitted)
+        for _, sequence in admitted[count:]:
+            self.memory.give_back(sequence)
+        refusal = missing or refusal
+        if not count and not scheduler.running and refusal is not None:  # nobody's end would help
+            scheduler.waiting[0][0].error = refusal
+        started = scheduler.start(count)
+        # First of all those that read prompts, which are neighbours so.
+        for call, sequence in started:
+            self._slots[sequence.capacity].take(sequence, 1, call.search.temperature)
+        for call, sequence in started:
+            more = call.search.rows - 1
+            self._slots[sequence.capacity].take(sequence, more, call.search.temperature)
+
+    def _reserve(self, admitted: list[Entry]) -> tuple[int, CacheMemoryError | None]:
+        """Sees to rows for as many of some sequences as there is room for; and why for no more."""
+        refusal = None
+        count = len(admitted)
+        while count:
+            needed: dict[int, int] = {}
+            for call, sequence in admitted[:count]:
+                needed[sequence.capacity] = needed.get(sequence.capacity, 0) + call.search.rows
+            try:
+                for capacity, rows in needed.items():
+                    slots = self._slots.get(capacity)
+                    if slots is None:
+                        slots = Slots(self._decoder, capacity, self.memory.new_cache)
+                    slots.reserve(rows)
+                    self._slots[capacity] = slots
+                return count, refusal
+            except CacheMemoryError as error:
+                refusal = error
+                count //= 2
+        return 0, refusal
+
+    # === Running ===
+
+    def _read(self, slots: Slots, entries: list[Entry]) -> None:
+        """Reads parts of the prompts that are not read yet."""
+        unread = [(*entry, slots.length(entry[1])) for entry in entries if not entry[1].feed]
+        if not unread:
+            return
+        busy = len(unread) < len(entries)
+        for piece in self._scheduler.pieces(unread, STEP_TOKENS if busy else READ_TOKENS):
+            lengths = np.array([stop - piece.start for stop in piece.stops], np.int32)
+            token_ids = np.zeros((len(lengths), int(lengths.max())), np.int64)
+            for i, (_, sequence) in enumerate(piece.sequences):
+                token_ids[i, : lengths[i]] = sequence.request.prompt[piece.start : piece.stops[i]]
+            first_row = piece.sequences[0][1].rows[0]
+            self._run(slots, piece.sequences, token_ids, lengths, first_row)
+
+    def _decode(self, slots: Slots, entries: list[Entry]) -> None:
+        """Appends the newest tokens of all sequences that have been read, in one run."""
+        ready = [e for e in entries if e[1].feed and e[1].finish_reason is None and e[0].error is None]
+        if not ready:
+            return
+        slots.close_gaps()
+        token_ids = np.zeros((slots.used, 1), np.int64)
+        new_lengths = np.zeros(slots.used, np.int32)
+        for _, sequence in ready:
+            slots.copy(sequence)
+            for row, token_id in zip(sequence.rows, sequence.feed, strict=True):
+                if token_id is not None:
+                    token_ids[row, 0] = token_id
+                    new_lengths[row] = 1
+        self._run(slots, ready, token_ids, new_lengths, 0)
+
+    def _run(
+        self,
+        slots: Slots,
+        entries: list[Entry],
+        token_ids: NDArray[np.int64],
+        new_lengths: NDArray[np.int32],
+        first_row: int,
+    ) -> None:
+        """Appends tokens to rows of the cache, and has the searches look at what comes of it."""
+        started = time.perf_counter()
+        parts = outcomes(entries, slots.cache, new_lengths)
+        only = parts[0].call if len(parts) == 1 else None
+        lengths, before = slots.cache.lengths, slots.cache.lengths.copy()
+        try:
+            output = self._decoder.append(
+                slots.cache,
+                token_ids,
+                new_lengths,
+                first_row=first_row,
+                hidden_states=any(part.call.search.hidden_states for part in parts),
+                check=None if only is None else only.limits.check,
+            )
+            for part in parts:
+                part.output = output
+            self._outcomes = parts
+        except CallCut as cut:
+            assert only is not None  # whose limits these were
+            only.cut(cut.reason)
+            return
+        except Exception as error:
+            for part in parts:
+                part.call.error = error
+            return
+        except BaseException:  # a signal in this thread; other threads' sequences go on
+            if self._outcomes is not parts:
+                lengths[:] = before
+            raise
+        self._accept()
+        seconds = time.perf_counter() - started
+        for part in parts:
+            part.add_seconds(seconds)
+
+    def _accept(self) -> None:
+        """Has the searches look at what was run last."""
+        while self._outcomes:
+            self._outcomes.pop(0).accept()

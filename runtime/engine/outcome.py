@@ -1,0 +1,109 @@
+"""What a run of the model said of one call's sequences, until its search has looked at it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.decoder import StepOutput
+from runtime.engine.call import Call
+from runtime.engine.logits_check import bad_rows, logits_error
+from runtime.engine.sequence import Sequence
+from runtime.errors import GenerationCancelledError
+
+Entry = tuple[Call, Sequence]
+
+
+class Outcome:
+    """A part of a run: the sequences of one call that took part in it.
+
+    Args:
+        call: theirs.
+        cache: what the run appended to.
+        new_lengths: of the run's rows.
+
+    Attributes:
+        output: of the run, once there is one.
+    """
+
+    __slots__ = ("_cache", "_new_lengths", "_places", "_reading", "_sequences", "call", "output")
+
+    def __init__(self, call: Call, cache: Any, new_lengths: NDArray[np.int32]) -> None:
+        self.call = call
+        self.output: StepOutput | None = None
+        self._cache = cache
+        self._new_lengths = new_lengths
+        self._sequences: list[Sequence] = []
+        self._places: list[int] = []
+        self._reading = False
+
+    def add(self, sequence: Sequence, place: int) -> None:
+        """Adds a sequence, which has this place in the run; all of them read, or none does."""
+        self._sequences.append(sequence)
+        self._places.append(place)
+        self._reading = not sequence.feed
+
+    def accept(self) -> None:
+        """Checks the logits and has the search look at them; what goes wrong ends the call alone."""
+        call, output = self.call, self.output
+        assert output is not None
+        try:
+            self._check_logits(output)
+            sequences = self._read(output) if self._reading else self._sequences
+            if sequences:
+                call.search.accept(output, sequences)
+        except Exception as error:
+            call.error = error
+        except BaseException:
+            call.error = GenerationCancelledError(
+                "a signal came while tokens of this call were chosen; make it again"
+            )
+            raise
+
+    def add_seconds(self, seconds: float) -> None:
+        """Counts the time of the run."""
+        for sequence in self._sequences:
+            if self._reading:
+                sequence.read_seconds += seconds
+            else:
+                sequence.decode_seconds += seconds
+
+    def _check_logits(self, output: StepOutput) -> None:
+        rows = [row for sequence in self._sequences for row in sequence.fed_rows]
+        bad = bad_rows(output, rows)
+        if not bad:
+            return
+        row = next(iter(bad))
+        sequence = next(sequence for sequence in self._sequences if row in sequence.rows)
+        raise logits_error(
+            bad[row],
+            output.logits.shape[1],
+            sequence.index,
+            len(self.call.sequences),
+            int(self._cache.lengths[row]),
+        )
+
+    def _read(self, output: StepOutput) -> list[Sequence]:
+        """Hands on hidden states of what was read; returns the sequences whose prompts are complete."""
+        complete = []
+        for sequence, place in zip(self._sequences, self._places, strict=True):
+            if self.call.search.hidden_states:
+                assert output.hidden_states is not None
+                states = output.hidden_states[place, : self._new_lengths[place]]
+                self.call.search.read(sequence, states)
+            if self._cache.lengths[sequence.rows[0]] == len(sequence.request.prompt):
+                complete.append(sequence)
+        return complete
+
+
+def outcomes(entries: list[Entry], cache: Any, new_lengths: NDArray[np.int32]) -> list[Outcome]:
+    """One for each call, in the order in which they come."""
+    found: dict[int, Outcome] = {}
+    for place, (call, sequence) in enumerate(entries):
+        outcome = found.get(id(call))
+        if outcome is None:
+            outcome = found[id(call)] = Outcome(call, cache, new_lengths)
+        outcome.add(sequence, place)
+    return [*found.values()]

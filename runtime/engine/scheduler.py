@@ -1,0 +1,130 @@
+"""Who waits, who is read next and how much of it: the plan of each step.
+
+Calls are served in the order of their arrival, a call of priority p as if it had come p times
+`PRIORITY_SECONDS` later: one that waits long enough is first, whatever comes after it, so none starves.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from runtime.engine.call import Call
+from runtime.engine.sequence import Sequence
+
+PRIORITY_SECONDS = 10.0
+# Prompt tokens that a step reads while others wait for their next token, and while nobody does.
+STEP_TOKENS, READ_TOKENS = 128, 2048
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Parts of prompts that are read in one run, by sequences whose first rows lie side by side.
+
+    Attributes:
+        sequences: with the call of each.
+        start: of the parts, in each prompt.
+        stops: where they end.
+    """
+
+    sequences: list[tuple[Call, Sequence]]
+    start: int
+    stops: list[int]
+
+    @property
+    def tokens(self) -> int:
+        """Of the run, padding counted."""
+        return len(self.stops) * (max(self.stops) - self.start)
+
+
+class Scheduler:
+    """Sequences that wait and sequences that run, in the order in which they are served.
+
+    Args:
+        chunk_tokens: prompts are read in parts that end at multiples of this; `None` reads them whole.
+    """
+
+    def __init__(self, chunk_tokens: int | None) -> None:
+        self._chunk = chunk_tokens
+        self.waiting: list[tuple[Call, Sequence]] = []
+        self.running: list[tuple[Call, Sequence]] = []
+
+    def add(self, call: Call) -> None:
+        """Puts the sequences of a call among those that wait."""
+        for sequence in call.sequences:
+            if sequence.finish_reason is None:
+                bisect.insort(self.waiting, (call, sequence), key=_turn)
+
+    def start(self, count: int) -> list[tuple[Call, Sequence]]:
+        """Moves the first of those that wait to those that run."""
+        started, self.waiting = self.waiting[:count], self.waiting[count:]
+        for entry in started:
+            bisect.insort(self.running, entry, key=_turn)
+        return started
+
+    def drop_ended(self) -> list[tuple[Call, Sequence]]:
+        """Takes out all that have ended; returns those of them that were running."""
+        if any(_has_ended(*entry) for entry in self.waiting):
+            self.waiting = [entry for entry in self.waiting if not _has_ended(*entry)]
+        ended = [entry for entry in self.running if _has_ended(*entry)]
+        if ended:
+            self.running = [entry for entry in self.running if not _has_ended(*entry)]
+        return ended
+
+    def pieces(self, unread: list[tuple[Call, Sequence, int]], budget: int) -> Iterator[Piece]:
+        """What to read of the prompts that are not read yet, within a number of tokens.
+
+        At least one piece: none would ever be read otherwise. A prompt is read up to one border a step.
+
+        Args:
+            unread: sequences of one cache in their order, with the tokens that each has read.
+            budget: tokens.
+        """
+        first = True
+        while unread:
+            piece = self._piece(unread)
+            if not first and piece.tokens > budget:
+                return
+            first = False
+            yield piece
+            budget -= piece.tokens
+            unread = unread[len(piece.sequences) :]
+
+    def _piece(self, unread: list[tuple[Call, Sequence, int]]) -> Piece:
+        """The next part of the first prompt, with short ones behind it that can be read beside it.
+
+        The graphs take several rows at once only where all of them are empty.
+        """
+        call, sequence, start = unread[0]
+        piece = Piece([(call, sequence)], start, [self._stop(sequence, start)])
+        if start or not self._is_short(sequence):
+            return piece
+        width = piece.stops[0]
+        for other_call, other, read in unread[1:]:
+            beside = other.rows[0] == piece.sequences[-1][1].rows[0] + 1
+            if read or not beside or not self._is_short(other):
+                break
+            width = max(width, len(other.request.prompt))
+            if width * (len(piece.stops) + 1) > READ_TOKENS:
+                break
+            piece.sequences.append((other_call, other))
+            piece.stops.append(len(other.request.prompt))
+        return piece
+
+    def _is_short(self, sequence: Sequence) -> bool:
+        return self._chunk is None or len(sequence.request.prompt) <= self._chunk
+
+    def _stop(self, sequence: Sequence, start: int) -> int:
+        """The next border, or the prompt's end."""
+        length = len(sequence.request.prompt)
+        return length if self._chunk is None else min(length, (start // self._chunk + 1) * self._chunk)
+
+
+def _turn(entry: tuple[Call, Sequence]) -> tuple[float, int]:
+    call, sequence = entry
+    return call.arrival + call.priority * PRIORITY_SECONDS, sequence.index
+
+
+def _has_ended(call: Call, sequence: Sequence) -> bool:
+    return sequence.finish_reason is not None or call.left or call.error is not None

@@ -1,0 +1,62 @@
+"""What the engine asks of a search."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence as Listed
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.decoder import StepOutput
+from runtime.engine.sequence import Sequence
+from runtime.results import CutReason
+
+
+class Search(ABC):
+    """Chooses tokens for the sequences of one call.
+
+    Attributes:
+        rows: of the cache, that each sequence takes.
+        hidden_states: whether it looks at those.
+        temperature: of `BestLogits.totals`.
+    """
+
+    rows: int = 1
+    hidden_states: bool = False
+    temperature: float = 1.0
+
+    def skip(self, sequence: Sequence) -> None:
+        """Takes note of a sequence whose prompt leaves no room for a token; nothing is read of it."""
+
+    def read(self, sequence: Sequence, hidden_states: NDArray[np.float32]) -> None:
+        """Takes the hidden states [tokens, hidden] of a part of a prompt, one part after another.
+
+        Called only where `hidden_states` is set.
+        """
+
+    @abstractmethod
+    def accept(self, output: StepOutput, sequences: Listed[Sequence]) -> None:
+        """Takes what the model said after the newest tokens of some of the call's sequences.
+
+        Pushes the tokens that are certain now; where a sequence goes on, its `feed` and `copies` are
+        set for the next step. The first time, each row's logits are those after the prompt, which only
+        the sequence's first row has.
+
+        Args:
+            output: by row of the cache; see `runtime.decoder.StepOutput`.
+            sequences: which of the call's have new logits.
+        """
+
+    def cut(self, sequence: Sequence, reason: CutReason) -> None:
+        """Ends a sequence where it is."""
+        sequence.finish_reason = reason
+
+
+def logits_of(logits: NDArray[np.float32], rows: Listed[int]) -> NDArray[np.float32]:
+    """The logits of some rows, [n, vocabulary]: where they lie side by side no copy."""
+    first = rows[0]
+    if len(rows) == 1 or list(rows) == [*range(first, first + len(rows))]:
+        return logits[first : first + len(rows)]
+    found: NDArray[np.float32] = logits[list(rows)]
+    return found

@@ -1,0 +1,93 @@
+"""A request on its way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from runtime.engine.request import Request
+from runtime.results import FinishReason
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One of the continuations that a search found.
+
+    Attributes:
+        token_ids: the new tokens.
+        score: sum of their log-probabilities.
+        finish_reason: why it ended.
+    """
+
+    token_ids: tuple[int, ...]
+    score: float
+    finish_reason: FinishReason
+
+
+class Sequence:
+    """One prompt, its new tokens, and the rows of the cache that it has.
+
+    A search keeps what it knows of a sequence in `state`, and says with `feed` and `copies` what the
+    next step is to do with its rows.
+
+    Args:
+        request: what to do.
+        index: its place in the call.
+
+    Attributes:
+        token_ids: new tokens that are certain.
+        finish_reason: why it ended, `None` while it goes on.
+        hypotheses: all beams, best first, after a search that was asked for them.
+        rows: of the cache, none while it waits; the first is the one that reads the prompt.
+        feed: the token that each row takes in the next step, `None` for a row that takes none; empty
+            until the prompt has been read.
+        capacity: tokens that each of its rows has room for.
+        copies: before that, which of its rows are copied to which, and from which token on they
+            differ: (source, target, first), counted within `rows`.
+        cached_prompt_tokens: tokens of the prompt that were in the cache when it came.
+        read_seconds: time of the runs that read its prompt.
+        decode_seconds: time from then on.
+    """
+
+    __slots__ = (
+        "cached_prompt_tokens",
+        "capacity",
+        "copies",
+        "decode_seconds",
+        "feed",
+        "finish_reason",
+        "hypotheses",
+        "index",
+        "read_seconds",
+        "request",
+        "rows",
+        "state",
+        "token_ids",
+    )
+
+    def __init__(self, request: Request, index: int = 0) -> None:
+        self.request = request
+        self.index = index
+        self.token_ids: list[int] = []
+        self.finish_reason: FinishReason | None = request.finish_reason(())
+        self.hypotheses: tuple[Hypothesis, ...] | None = None
+        self.rows: list[int] = []
+        self.capacity = 0
+        self.feed: list[int | None] = []
+        self.copies: list[tuple[int, int, int]] = []
+        self.state: Any = None
+        self.cached_prompt_tokens = 0
+        self.read_seconds = 0.0
+        self.decode_seconds = 0.0
+
+    @property
+    def fed_rows(self) -> list[int]:
+        """The rows that took tokens in the last run."""
+        if not self.feed:
+            return self.rows[:1]
+        return [row for row, token in zip(self.rows, self.feed, strict=True) if token is not None]
+
+    def push(self, token_id: int) -> None:
+        """Takes a token that is certain."""
+        self.token_ids.append(token_id)
+        self.finish_reason = self.request.finish_reason(self.token_ids)
