@@ -47,9 +47,7 @@ class RowCache(ABC):
         """Number of rows."""
         return len(self.lengths)
 
-    def check_new_tokens(
-        self, token_ids: Rows, new_lengths: Rows, first_row: int = 0
-    ) -> list[int]:
+    def check_new_tokens(self, token_ids: Rows, new_lengths: Rows, first_row: int = 0) -> list[int]:
         """The new tokens of each row as plain numbers.
 
         Args:
@@ -170,6 +168,27 @@ class KVCache(RowCache):
         for first in range(row * size, array.nbytes, array.shape[2] * size):
             self._memory.clear(first, first + size)
         self._written[row] = 0
+
+    def block_bytes(self, tokens: int) -> int:
+        """Bytes of a block of so many tokens."""
+        return tokens * self._token_bytes
+
+    def read_block(
+        self, row: int, start: int, stop: int, spare: NDArray[np.generic] | None = None
+    ) -> NDArray[np.generic]:
+        """A copy of the keys and values of some of a row's tokens, for `write_block`.
+
+        `spare` is a block of as many tokens whose memory may be used.
+        """
+        part = self._memory.array[:, :, row, :, start:stop]
+        if spare is None:
+            return part.copy()
+        spare[...] = part
+        return spare
+
+    def write_block(self, row: int, start: int, block: NDArray[np.generic]) -> None:
+        """Writes a block into a row, from a token on; `lengths` is the caller's business."""
+        self._memory.array[:, :, row, :, start : start + block.shape[3]] = block
 
     def _copy_slots(self, source: KVCache, rows: Rows, targets: Rows, first: int, last: int) -> None:
         for own, others in zip(self.layers, source.layers, strict=True):

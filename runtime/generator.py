@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -40,6 +42,9 @@ from runtime.samplers import Sampler
 from runtime.system.forked_process import check_process
 from runtime.tokenization.tokenizer import StreamDecoder, Tokenizer
 
+if TYPE_CHECKING:
+    from runtime.async_calls import AsyncCalls
+
 
 @dataclass(frozen=True)
 class BundleSource:
@@ -52,6 +57,7 @@ class BundleSource:
     packed_weights: bool
     independent_rows: bool
     max_cache_bytes: int | None
+    max_prefix_bytes: int | None
     cuda_graphs: bool
     allow_cpu_nodes: bool
     max_arena_bytes: int | None
@@ -62,10 +68,11 @@ class Generator:
 
     Usually made by `Generator.from_bundle`.
 
-    Any number of threads may use one generator at once; each call gets what it would get alone. Their
-    steps run side by side in ONNX Runtime's threads, which gives more tokens a second than taking
-    turns. A call uses the sampler that was set when it began, whatever `compile` sets meanwhile; a
-    sampler of one's own must keep no state between calls.
+    Any number of threads may use one generator at once; each call gets what it would get alone. One run
+    of the model takes a step of all of them, see `runtime.engine`. A call uses the sampler that was set
+    when it began, whatever `compile` sets meanwhile. A sampler of one's own is called for the rows of
+    one call at a time, in the thread that steps the engine; one that keeps state must expect the steps
+    of several calls to take turns, and what it raises ends the call alone whose rows it had.
 
     The same bundle, prompt, seed and number of threads give the same text, alone or in any batch, in
     any process on the same kind of CPU.
@@ -79,10 +86,13 @@ class Generator:
         tokenizer: turns text into its tokens; `None` to work on token dictionaries only.
         sampler: a name, a `Sampler` or its serialized configuration; see `compile`.
         max_length: the default of `generate`'s; at most the model's positions.
-        max_cache_bytes: most that the KV caches of all calls in flight may take together. A call whose
-            cache would exceed it raises `CacheMemoryError`; so does, limit or not, one whose cache
-            does not fit the memory that the machine and the process's control groups have left.
+        max_cache_bytes: most that the KV caches of all calls in flight may take together. What does not
+            fit beside the others waits for them; a prompt that could not be served alone raises
+            `CacheMemoryError`, as does, limit or not, one whose cache does not fit the memory that the
+            machine and the process's control groups have left.
         end_token_ids: each ends a text; by default the tokenizer's end token.
+        max_prefix_bytes: most that is kept of prompts that were read, for later ones that begin alike;
+            by default a tenth of the free memory, at most 2 GiB; 0 keeps nothing. It changes no text.
 
     Example::
 
@@ -101,10 +111,12 @@ class Generator:
         max_length: int | None = None,
         max_cache_bytes: int | None = None,
         end_token_ids: Sequence[int] | None = None,
+        max_prefix_bytes: int | None = None,
     ) -> None:
         self._decoder = decoder
-        self._engine = Engine(decoder, max_cache_bytes)
+        self._engine = Engine(decoder, max_cache_bytes, max_prefix_bytes)
         self._turns = Turns(self._engine)
+        self._async_calls: AsyncCalls | None = None
         self._process = os.getpid()
         self._source: BundleSource | None = None
         self.tokenizer = tokenizer
@@ -128,6 +140,7 @@ class Generator:
         packed_weights: bool = True,
         independent_rows: bool = True,
         max_cache_bytes: int | None = None,
+        max_prefix_bytes: int | None = None,
         cuda_graphs: bool = True,
         allow_cpu_nodes: bool = False,
         max_arena_bytes: int | None = None,
@@ -152,6 +165,7 @@ class Generator:
                 takes its steps alone. `False` makes batches faster: a step of 8 rows takes a third of
                 the time.
             max_cache_bytes: most that the KV caches of all calls in flight may take; see `Generator`.
+            max_prefix_bytes: most that is kept of prompts that were read; see `Generator`.
             cuda_graphs: whether a GPU's decode steps are recorded as CUDA graphs and replayed, one for
                 each number of rows and capacity.
             allow_cpu_nodes: whether the CPU may run operators of the graphs that ONNX Runtime has no
@@ -194,6 +208,7 @@ class Generator:
             max_length=loaded.manifest.generation.max_length,
             max_cache_bytes=max_cache_bytes,
             end_token_ids=loaded.manifest.generation.end_token_ids,
+            max_prefix_bytes=max_prefix_bytes,
         )
         generator._source = BundleSource(
             os.path.abspath(bundle),
@@ -203,6 +218,7 @@ class Generator:
             packed_weights,
             independent_rows,
             max_cache_bytes,
+            max_prefix_bytes,
             cuda_graphs,
             allow_cpu_nodes,
             max_arena_bytes,
@@ -339,6 +355,52 @@ class Generator:
             raise ValueError(f"stream() takes one string, got {shown(prompt)}")
         return self._stream_text(self._prepare(batch, options), strip_prompt)
 
+    async def agenerate(
+        self,
+        inputs: Any,
+        max_length: int | None = None,
+        stop_token_ids: StopTokenIds = "auto",
+        strip_prompt: bool = False,
+        *,
+        timeout: float | None = None,
+        cancel: CancelEvent | None = None,
+    ) -> Any:
+        """`generate` for an event loop, which goes on meanwhile; it ends when its task is cancelled.
+
+        Calls that are awaited at the same time share steps, as those of threads do.
+        """
+        return await self._calls_of_loop().call(
+            lambda left: self.generate(
+                inputs, max_length, stop_token_ids, strip_prompt, timeout=timeout, cancel=left
+            ),
+            cancel,
+        )
+
+    async def astream(
+        self,
+        prompt: str,
+        max_length: int | None = None,
+        stop_token_ids: StopTokenIds = "auto",
+        strip_prompt: bool = False,
+        *,
+        timeout: float | None = None,
+        cancel: CancelEvent | None = None,
+    ) -> AsyncIterator[str]:
+        """`stream` for an event loop: `async for piece in generator.astream("...")`.
+
+        It ends when its task is cancelled or the iterator is closed. Errors in the arguments raise
+        where the first piece is awaited.
+        """
+        pieces = self._calls_of_loop().stream(
+            lambda left: self.stream(
+                prompt, max_length, stop_token_ids, strip_prompt, timeout=timeout, cancel=left
+            ),
+            cancel,
+        )
+        async with contextlib.aclosing(pieces):
+            async for piece in pieces:
+                yield piece
+
     def check_options(
         self,
         max_length: int | None = None,
@@ -361,6 +423,14 @@ class Generator:
         batch = TokenBatch(row, np.arange(limit)[None] < 1, single=True)
         self._prepare(batch, self._options(max_length, stop_token_ids, timeout, None))
 
+    def _calls_of_loop(self) -> AsyncCalls:
+        # asyncio takes tens of milliseconds of a start that may not need it.
+        from runtime.async_calls import AsyncCalls
+
+        if self._async_calls is None:
+            self._async_calls = AsyncCalls()
+        return self._async_calls
+
     def _stream_text(self, call: Call, strip_prompt: bool) -> Iterator[str]:
         assert self.tokenizer is not None
         decoder = StreamDecoder(self.tokenizer, skip_special_tokens=True)
@@ -371,11 +441,13 @@ class Generator:
         try:
             self._begin(call)
             while True:
-                self._turns.run(lambda: len(token_ids) > given or call.ended)
+                check_process(self._process)  # it may have forked since the last piece
+                self._turns.run(functools.partial(_has_more, call, given))
                 if len(token_ids) == given:
                     break
+                piece = decoder.push(token_ids[given])
                 given += 1
-                if piece := decoder.push(token_ids[given - 1]):
+                if piece:
                     yield piece
         finally:
             self._turns.leave(call)
@@ -460,6 +532,11 @@ def _reopen(cls: type[Generator], source: BundleSource, sampler: Sampler, max_le
     generator.max_length = max_length
     generator.compile(sampler)
     return generator
+
+
+def _has_more(call: Call, given: int) -> bool:
+    """Whether a call of one sequence has more tokens than were given out, or no more to come."""
+    return len(call.sequences[0].token_ids) > given or call.ended
 
 
 def _push(decoder: StreamDecoder, token_ids: Sequence[int]) -> str:

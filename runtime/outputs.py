@@ -42,6 +42,7 @@ def give_results(call: Call, tokenizer: Tokenizer | None, strip_prompt: bool) ->
             prefill_seconds=row.read_seconds,
             decode_seconds=row.decode_seconds,
             beams=beams(row),
+            cached_prompt_tokens=row.cached_prompt_tokens,
         )
         for row in call.sequences
     ]

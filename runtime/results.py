@@ -36,8 +36,9 @@ class GenerationResult:
         token_ids: the new tokens, with the stop token where one was drawn.
         finish_reason: `"stop"` after a stop token, `"length"` at `max_length`; `"timeout"` or
             `"cancelled"` where the call ended before, with the tokens so far.
-        prefill_seconds: time of the pass over the prompts of the row's batch.
-        decode_seconds: time from then to the end of the batch.
+        prefill_seconds: time of the runs that read the prompt.
+        decode_seconds: time of the runs after that, which serve other rows too.
+        cached_prompt_tokens: tokens of the prompt that were not read, as the same beginning had been.
         beams: all beams, best first, where the sampler was asked for them; the first is this result.
     """
 
@@ -48,6 +49,7 @@ class GenerationResult:
     prefill_seconds: float
     decode_seconds: float
     beams: tuple[Beam, ...] | None = None
+    cached_prompt_tokens: int = 0
 
     @property
     def prompt_tokens(self) -> int:

@@ -113,7 +113,7 @@ class SessionDecoder:
         for session in sessions.values():
             keep_in_children(session)
         self._weights = self.config.num_parameters
-        self.chunk_tokens = None if self._portable else CHUNK_TOKENS
+        self.chunk_tokens: int | None = None if self._portable else CHUNK_TOKENS
         # Rows take memory where they are written to; but all of the address space, where that is short.
         self.keeps_slots = not address_space_is_limited()
         self.spare_rows = SPARE_ROWS if self.keeps_slots else 0
@@ -196,9 +196,7 @@ class SessionDecoder:
             for start in range(0, length, CHUNK_TOKENS):
                 yield slice(row, row + 1), slice(start, min(start + CHUNK_TOKENS, length))
 
-    def _run(
-        self, phase: Phase, binding: Any, tokens: int, check: Callable[[], object] | None
-    ) -> None:
+    def _run(self, phase: Phase, binding: Any, tokens: int, check: Callable[[], object] | None) -> None:
         run = self._sessions[phase].run_with_iobinding
         if self._weights * tokens < LONG_RUN:
             run(binding)

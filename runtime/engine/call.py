@@ -77,3 +77,6 @@ class Call:
         """Raises the error that ended the call, if one did."""
         if self.error is not None:
             raise self.error
+
+
+Entry = tuple[Call, Sequence]

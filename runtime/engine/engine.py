@@ -1,24 +1,27 @@
 """The step: sequences come and go, and one run of the model serves all that are there.
 
-Each step ends what is cut, lets in what waits, reads parts of prompts within a budget of tokens, and
-appends the newest token of every sequence that has been read. What a sequence becomes does not depend
-on the others: rows are independent, each has its own random generator, and prompts are read up to the
-same borders in any company.
+Each step ends what is cut, lets in what waits, appends the newest token of every sequence that has been
+read, and reads parts of prompts within a budget of tokens. What a sequence becomes does not depend on
+the others: rows are independent, each has its own random generator, and prompts are read up to the same
+borders in any company.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.call_limits import CallCut
 from runtime.decoder import Decoder
-from runtime.engine.call import Call
+from runtime.engine.call import Call, Entry
 from runtime.engine.memory import CacheMemory
-from runtime.engine.outcome import Entry, Outcome, outcomes
-from runtime.engine.scheduler import READ_TOKENS, STEP_TOKENS, Scheduler
+from runtime.engine.outcome import Outcome, outcomes
+from runtime.engine.prefixes import Prefixes
+from runtime.engine.scheduler import READ_TOKENS, STEP_TOKENS, Scheduler, has_ended
+from runtime.engine.sequence import Sequence
 from runtime.engine.slots import Slots
 from runtime.errors import CacheMemoryError, LogitsError
 
@@ -33,15 +36,23 @@ class Engine:
     Args:
         decoder: the model.
         max_cache_bytes: see `runtime.engine.memory.CacheMemory`.
+        max_prefix_bytes: see `runtime.engine.prefixes.Prefixes`.
         max_slots: rows of the cache that may be in use at a time; what needs more waits.
 
     Attributes:
+        prefixes: beginnings of prompts that are kept; `None` where the model reads prompts whole.
         memory: what the rows take.
     """
 
     def __init__(
-        self, decoder: Decoder, max_cache_bytes: int | None = None, max_slots: int = MAX_SLOTS
+        self,
+        decoder: Decoder,
+        max_cache_bytes: int | None = None,
+        max_prefix_bytes: int | None = None,
+        max_slots: int = MAX_SLOTS,
     ) -> None:
+        chunk = decoder.chunk_tokens
+        self.prefixes = None if chunk is None else Prefixes(chunk, max_prefix_bytes)
         self.memory = CacheMemory(decoder, max_cache_bytes)
         self._decoder = decoder
         self._max_slots = max_slots
@@ -84,8 +95,9 @@ class Engine:
         self._admit()
         for slots in list(self._slots.values()):
             entries = [e for e in self._scheduler.running if e[1].capacity == slots.capacity]
-            self._read(slots, entries)
+            # In this order, so that a prompt's first token is there as soon as the prompt is read.
             self._decode(slots, entries)
+            self._read(slots, entries)
         self.release_ended()
 
     def release_ended(self) -> None:
@@ -159,21 +171,39 @@ class Engine:
 
     def _read(self, slots: Slots, entries: list[Entry]) -> None:
         """Reads parts of the prompts that are not read yet."""
-        unread = [(*entry, slots.length(entry[1])) for entry in entries if not entry[1].feed]
+        going_on = [entry for entry in entries if not has_ended(*entry)]
+        unread, twins = _twins([entry for entry in going_on if not entry[1].feed], slots)
         if not unread:
             return
-        busy = len(unread) < len(entries)
-        for piece in self._scheduler.pieces(unread, STEP_TOKENS if busy else READ_TOKENS):
+
+        def length(call: Call, sequence: Sequence) -> int:
+            return self._reuse(slots, call, sequence)
+
+        busy = any(entry[1].feed for entry in going_on)
+        for piece in self._scheduler.pieces(unread, length, STEP_TOKENS if busy else READ_TOKENS):
+            if all(has_ended(*entry) for entry in piece.sequences):  # cut by the run before
+                continue
             lengths = np.array([stop - piece.start for stop in piece.stops], np.int32)
             token_ids = np.zeros((len(lengths), int(lengths.max())), np.int64)
             for i, (_, sequence) in enumerate(piece.sequences):
                 token_ids[i, : lengths[i]] = sequence.request.prompt[piece.start : piece.stops[i]]
             first_row = piece.sequences[0][1].rows[0]
-            self._run(slots, piece.sequences, token_ids, lengths, first_row)
+            self._run(slots, piece.sequences, token_ids, lengths, first_row, twins)
+            if self.prefixes is not None:
+                for call, sequence in piece.sequences:
+                    if call.error is None and not call.search.hidden_states:
+                        self.prefixes.keep(sequence.request.prompt, slots.cache, sequence.rows[0])
+
+    def _reuse(self, slots: Slots, call: Call, sequence: Sequence) -> int:
+        """Takes what is kept of a prompt; returns how much of it is read."""
+        if self.prefixes is not None and not call.search.hidden_states:
+            prompt, row = sequence.request.prompt, sequence.rows[0]
+            sequence.cached_prompt_tokens += self.prefixes.extend(prompt, slots.cache, row)
+        return slots.length(sequence)
 
     def _decode(self, slots: Slots, entries: list[Entry]) -> None:
         """Appends the newest tokens of all sequences that have been read, in one run."""
-        ready = [e for e in entries if e[1].feed and e[1].finish_reason is None and e[0].error is None]
+        ready = [entry for entry in entries if entry[1].feed and not has_ended(*entry)]
         if not ready:
             return
         slots.close_gaps()
@@ -194,6 +224,7 @@ class Engine:
         token_ids: NDArray[np.int64],
         new_lengths: NDArray[np.int32],
         first_row: int,
+        twins: Mapping[Sequence, list[Sequence]] | None = None,
     ) -> None:
         """Appends tokens to rows of the cache, and has the searches look at what comes of it."""
         started = time.perf_counter()
@@ -211,6 +242,8 @@ class Engine:
             )
             for part in parts:
                 part.output = output
+                if twins:
+                    part.share(twins)
             self._outcomes = parts
         except CallCut as cut:
             assert only is not None  # whose limits these were
@@ -224,12 +257,29 @@ class Engine:
             if self._outcomes is not parts:
                 lengths[:] = before
             raise
+        taken = list(parts)  # `_accept` empties the other list
         self._accept()
         seconds = time.perf_counter() - started
-        for part in parts:
+        for part in taken:
             part.add_seconds(seconds)
 
     def _accept(self) -> None:
         """Has the searches look at what was run last."""
         while self._outcomes:
             self._outcomes.pop(0).accept()
+
+
+def _twins(
+    unread: list[Entry], slots: Slots
+) -> tuple[list[Entry], dict[Sequence, list[Sequence]]]:
+    """Sequences that read prompts, and those of the same calls that share what each of them reads."""
+    readers: dict[tuple[int, tuple[int, ...]], Sequence] = {}
+    twins: dict[Sequence, list[Sequence]] = {}
+    reading = []
+    for call, sequence in unread:
+        reader = readers.setdefault((id(call), sequence.request.prompt), sequence)
+        if reader is sequence or call.search.hidden_states or not slots.shares_logits:
+            reading.append((call, sequence))
+        else:
+            twins.setdefault(reader, []).append(sequence)
+    return reading, twins

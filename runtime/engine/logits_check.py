@@ -22,7 +22,7 @@ def bad_rows(output: StepOutput, rows: list[int]) -> dict[int, int]:
     if best is not None and _are_finite(best, rows):
         return {}
     logits = output.logits
-    chosen = logits if len(rows) == len(logits) else logits[rows[0] : rows[-1] + 1]
+    chosen = logits if len(rows) == len(logits) else logits[min(rows) : max(rows) + 1]
     # One pass over all: NaN and infinities make the sum one. `einsum` sums faster than `sum`, without
     # a warning.
     if math.isfinite(np.einsum("ij->", chosen)):

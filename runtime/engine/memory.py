@@ -77,9 +77,7 @@ class CacheMemory:
         """Bytes that are promised now."""
         return sum(self._promised.values())
 
-    def refusal(
-        self, sequence: Sequence, rows: int, idle_bytes: int = 0
-    ) -> CacheMemoryError | None:
+    def refusal(self, sequence: Sequence, rows: int, idle_bytes: int = 0) -> CacheMemoryError | None:
         """Why a sequence cannot have its rows now; `None` if it can.
 
         `idle_bytes` of memory are this process's, and free for it.

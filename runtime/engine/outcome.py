@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from collections.abc import Sequence as Listed
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.decoder import StepOutput
-from runtime.engine.call import Call
+from runtime.engine.call import Call, Entry
 from runtime.engine.logits_check import bad_rows, logits_error
 from runtime.engine.sequence import Sequence
 from runtime.errors import GenerationCancelledError
-
-Entry = tuple[Call, Sequence]
 
 
 class Outcome:
@@ -45,6 +45,21 @@ class Outcome:
         self._places.append(place)
         self._reading = not sequence.feed
 
+    def share(self, twins: Mapping[Sequence, Listed[Sequence]]) -> None:
+        """Gives what was read of a prompt to the call's other sequences with the same one."""
+        output, cache = self.output, self._cache
+        assert output is not None
+        for sequence, place in zip(list(self._sequences), list(self._places), strict=True):
+            row, prompt = sequence.rows[0], sequence.request.prompt
+            if sequence not in twins or cache.lengths[row] < len(prompt):
+                continue
+            rows = np.array([twin.rows[0] for twin in twins[sequence]])
+            cache.copy_rows(cache, np.full(len(rows), row), rows)
+            output.logits[rows] = output.logits[row]
+            for twin in twins[sequence]:
+                twin.cached_prompt_tokens = len(prompt)
+                self.add(twin, place)
+
     def accept(self) -> None:
         """Checks the logits and has the search look at them; what goes wrong ends the call alone."""
         call, output = self.call, self.output
@@ -52,6 +67,8 @@ class Outcome:
         try:
             self._check_logits(output)
             sequences = self._read(output) if self._reading else self._sequences
+            # One that was cut in the same step stays so.
+            sequences = [sequence for sequence in sequences if sequence.finish_reason is None]
             if sequences:
                 call.search.accept(output, sequences)
         except Exception as error:

@@ -7,10 +7,10 @@ Calls are served in the order of their arrival, a call of priority p as if it ha
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from runtime.engine.call import Call
+from runtime.engine.call import Call, Entry
 from runtime.engine.sequence import Sequence
 
 PRIORITY_SECONDS = 10.0
@@ -28,7 +28,7 @@ class Piece:
         stops: where they end.
     """
 
-    sequences: list[tuple[Call, Sequence]]
+    sequences: list[Entry]
     start: int
     stops: list[int]
 
@@ -47,8 +47,8 @@ class Scheduler:
 
     def __init__(self, chunk_tokens: int | None) -> None:
         self._chunk = chunk_tokens
-        self.waiting: list[tuple[Call, Sequence]] = []
-        self.running: list[tuple[Call, Sequence]] = []
+        self.waiting: list[Entry] = []
+        self.running: list[Entry] = []
 
     def add(self, call: Call) -> None:
         """Puts the sequences of a call among those that wait."""
@@ -56,34 +56,37 @@ class Scheduler:
             if sequence.finish_reason is None:
                 bisect.insort(self.waiting, (call, sequence), key=_turn)
 
-    def start(self, count: int) -> list[tuple[Call, Sequence]]:
+    def start(self, count: int) -> list[Entry]:
         """Moves the first of those that wait to those that run."""
         started, self.waiting = self.waiting[:count], self.waiting[count:]
         for entry in started:
             bisect.insort(self.running, entry, key=_turn)
         return started
 
-    def drop_ended(self) -> list[tuple[Call, Sequence]]:
+    def drop_ended(self) -> list[Entry]:
         """Takes out all that have ended; returns those of them that were running."""
-        if any(_has_ended(*entry) for entry in self.waiting):
-            self.waiting = [entry for entry in self.waiting if not _has_ended(*entry)]
-        ended = [entry for entry in self.running if _has_ended(*entry)]
+        if any(has_ended(*entry) for entry in self.waiting):
+            self.waiting = [entry for entry in self.waiting if not has_ended(*entry)]
+        ended = [entry for entry in self.running if has_ended(*entry)]
         if ended:
-            self.running = [entry for entry in self.running if not _has_ended(*entry)]
+            self.running = [entry for entry in self.running if not has_ended(*entry)]
         return ended
 
-    def pieces(self, unread: list[tuple[Call, Sequence, int]], budget: int) -> Iterator[Piece]:
+    def pieces(
+        self, unread: list[Entry], length: Callable[[Call, Sequence], int], budget: int
+    ) -> Iterator[Piece]:
         """What to read of the prompts that are not read yet, within a number of tokens.
 
         At least one piece: none would ever be read otherwise. A prompt is read up to one border a step.
 
         Args:
-            unread: sequences of one cache in their order, with the tokens that each has read.
+            unread: sequences of one cache in their order.
+            length: how much of a sequence's prompt is read, asked when its turn comes.
             budget: tokens.
         """
         first = True
         while unread:
-            piece = self._piece(unread)
+            piece = self._piece(unread, length)
             if not first and piece.tokens > budget:
                 return
             first = False
@@ -91,19 +94,20 @@ class Scheduler:
             budget -= piece.tokens
             unread = unread[len(piece.sequences) :]
 
-    def _piece(self, unread: list[tuple[Call, Sequence, int]]) -> Piece:
+    def _piece(self, unread: list[Entry], length: Callable[[Call, Sequence], int]) -> Piece:
         """The next part of the first prompt, with short ones behind it that can be read beside it.
 
         The graphs take several rows at once only where all of them are empty.
         """
-        call, sequence, start = unread[0]
+        call, sequence = unread[0]
+        start = length(call, sequence)
         piece = Piece([(call, sequence)], start, [self._stop(sequence, start)])
         if start or not self._is_short(sequence):
             return piece
         width = piece.stops[0]
-        for other_call, other, read in unread[1:]:
+        for other_call, other in unread[1:]:
             beside = other.rows[0] == piece.sequences[-1][1].rows[0] + 1
-            if read or not beside or not self._is_short(other):
+            if not beside or not self._is_short(other) or length(other_call, other):
                 break
             width = max(width, len(other.request.prompt))
             if width * (len(piece.stops) + 1) > READ_TOKENS:
@@ -121,10 +125,11 @@ class Scheduler:
         return length if self._chunk is None else min(length, (start // self._chunk + 1) * self._chunk)
 
 
-def _turn(entry: tuple[Call, Sequence]) -> tuple[float, int]:
+def _turn(entry: Entry) -> tuple[float, int]:
     call, sequence = entry
     return call.arrival + call.priority * PRIORITY_SECONDS, sequence.index
 
 
-def _has_ended(call: Call, sequence: Sequence) -> bool:
+def has_ended(call: Call, sequence: Sequence) -> bool:
+    """Whether nothing is to be done for a sequence any more."""
     return sequence.finish_reason is not None or call.left or call.error is not None

@@ -29,9 +29,7 @@ class Slots:
         cache: the rows; `None` before the first is taken.
     """
 
-    def __init__(
-        self, decoder: Decoder, capacity: int, new_cache: Callable[[int, int], Any]
-    ) -> None:
+    def __init__(self, decoder: Decoder, capacity: int, new_cache: Callable[[int, int], Any]) -> None:
         self.capacity = capacity
         self.cache: Any = None
         self._spare = decoder.spare_rows
@@ -47,6 +45,11 @@ class Slots:
     def idle_bytes(self) -> int:
         """Bytes of memory that rows without a token have."""
         return 0 if self.cache is None else getattr(self.cache, "idle_bytes", 0)
+
+    @property
+    def shares_logits(self) -> bool:
+        """Whether the logits of one row can be written into another's place in the host's memory."""
+        return not isinstance(self.cache, TemperedCache)
 
     def reserve(self, rows: int) -> None:
         """Sees to room for so many more rows.

@@ -96,7 +96,7 @@ class Turns:
             self._pass_on(thread)
 
     def _take_or_sleep(self, thread: _Thread) -> bool:
-        """Takes the turn if nobody has it; else sleeps until it is given or the thread's wish is done."""
+        """Takes the turn if nobody has it; else sleeps until it is given, or the wish is done."""
         with self._lock:
             if self._holder is None:
                 self._holder = thread

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import mmap
+import sys
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-_RETURNS = hasattr(mmap, "MADV_DONTNEED")
+# Of a mapping that other processes may see, the advice would leave the numbers as they are.
+_FLAGS = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+_RETURNS = sys.platform == "linux"  # elsewhere the advice may leave them, too
 
 
 class LazyArray:
@@ -31,7 +34,7 @@ class LazyArray:
     def __init__(self, shape: tuple[int, ...], dtype: DTypeLike) -> None:
         size = math.prod(shape) * np.dtype(dtype).itemsize
         try:
-            self._memory = mmap.mmap(-1, max(size, 1))
+            self._memory = mmap.mmap(-1, max(size, 1), **_FLAGS)
         except (OSError, ValueError, OverflowError) as error:
             raise MemoryError(f"the system gave no {size:,} bytes: {error}") from None
         if hasattr(mmap, "MADV_NOHUGEPAGE"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Listed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,9 +44,8 @@ class ContrastiveSearch(Search):
         """Chooses among the candidates of each sequence, and finds the next ones."""
         for sequence in sequences:
             path: _Path = sequence.state
-            if path.token_ids is None:
-                best, first = 0, 0  # the row that read the prompt, and the others hold nothing yet
-            else:
+            best, first = 0, 0  # the row that read the prompt, and the others hold nothing yet
+            if len(path.token_ids):
                 best = self._choose(path, output, sequence)
                 first = len(sequence.request.prompt) + len(sequence.token_ids) - 1
             if sequence.finish_reason is None:
@@ -105,8 +104,8 @@ class _Path:
     """What a sequence's tokens looked like so far, and the next candidates."""
 
     history: History
-    token_ids: NDArray[np.int64] | None = None
-    probabilities: Floats | None = None
+    token_ids: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    probabilities: Floats = field(default_factory=lambda: np.zeros(0))
 
 
 def candidates(logits: Floats, k: int, temperature: float) -> tuple[NDArray[np.int64], Floats]:

@@ -78,7 +78,7 @@ class SamplingSearch(Search):
 
     def _from_best(self, best: BestLogits, sequences: Listed[Sequence]) -> list[int] | None:
         rows = [sequence.rows[0] for sequence in sequences]
-        chosen = best if len(rows) == len(best.logits) else best.rows(rows)
+        chosen = best if rows == [*range(len(best.logits))] else best.rows(rows)
         token_ids = self._sampler.sample_best(chosen, self._generators_of(sequences))
         return None if token_ids is None else self._check_choice(np.asarray(token_ids), len(rows))
 

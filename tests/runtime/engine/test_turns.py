@@ -1,0 +1,166 @@
+"""Threads that share one engine: one steps, the others sleep, and none can harm another."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from runtime import GenerationTimeoutError, Generator
+from runtime.inputs import read_batch
+from runtime.samplers import GreedySampler, RandomSampler
+from tests.runtime.engine.test_company import VOCABULARY, ChunkDecoder
+
+
+class SlowDecoder(ChunkDecoder):
+    """Takes a while for each run, and tells how many rows it had and in which thread it was.
+
+    Attributes:
+        before: called before each run.
+    """
+
+    def __init__(self, seconds: float = 0.002) -> None:
+        super().__init__(VOCABULARY, 3)
+        self.seconds = seconds
+        self.rows: list[int] = []
+        self.threads: list[int] = []
+        self.before: Callable[[], object] = lambda: None
+
+    def append(self, cache: Any, token_ids: Any, new_lengths: Any, **options: Any) -> Any:
+        self.before()
+        self.rows.append(int((new_lengths > 0).sum()))
+        self.threads.append(threading.get_ident())
+        time.sleep(self.seconds)
+        return super().append(cache, token_ids, new_lengths, **options)
+
+
+def prompt(*tokens: int, room: int = 12) -> dict[str, Any]:
+    row = np.zeros((1, len(tokens) + room), int)
+    row[0, : len(tokens)] = tokens
+    return {"token_ids": row, "padding_mask": np.arange(row.shape[1])[None] < len(tokens)}
+
+
+def generate(generator: Generator, *tokens: int, **options: Any) -> list[int]:
+    found: list[int] = generator.generate(prompt(*tokens), stop_token_ids=None, **options)[
+        "token_ids"
+    ].tolist()
+    return found
+
+
+@pytest.fixture
+def decoder() -> SlowDecoder:
+    return SlowDecoder()
+
+
+@pytest.fixture
+def generator(decoder: SlowDecoder) -> Generator:
+    return Generator(decoder, None, RandomSampler(seed=1))
+
+
+def test_threads_share_steps(decoder: SlowDecoder, generator: Generator) -> None:
+    alone = [generate(generator, i, i + 1) for i in range(8)]
+    decoder.rows.clear()
+    with ThreadPoolExecutor(8) as threads:
+        together = list(threads.map(lambda i: generate(generator, i, i + 1), range(8)))
+    assert together == alone
+    # Each alone takes 12 runs. Those that come while the first is read share all the others'.
+    assert len(decoder.rows) < 4 * 12
+    assert max(decoder.rows) >= 4
+
+
+def test_a_call_that_is_done_is_told_while_others_go_on(
+    decoder: SlowDecoder, generator: Generator
+) -> None:
+    decoder.seconds = 0.01
+    done: list[str] = []
+
+    def run(name: str, room: int) -> None:
+        generator.generate(prompt(1, 2, room=room), stop_token_ids=None)
+        done.append(name)
+
+    long = threading.Thread(target=run, args=("long", 30))
+    long.start()
+    time.sleep(0.03)
+    run("short", 3)
+    assert done == ["short"]
+    long.join()
+
+
+def test_a_signal_in_the_stepping_thread_leaves_the_others_texts_as_they_are(
+    decoder: SlowDecoder, generator: Generator
+) -> None:
+    """Ctrl-C comes while the model runs for both; the other one's text is as alone."""
+    alone = generate(generator, 4, 5)
+    decoder.seconds = 0.01
+    stepping: set[int] = set()
+    results: dict[str, Any] = {}
+
+    def interrupt() -> None:
+        if threading.get_ident() in stepping and len(decoder.rows) > runs + 4:
+            stepping.clear()
+            raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        stepping.add(threading.get_ident())
+        try:
+            generate(generator, 1, 2)
+        except KeyboardInterrupt:
+            results["interrupted"] = True
+
+    runs = len(decoder.rows)
+    decoder.before = interrupt
+    first = threading.Thread(target=interrupted)
+    first.start()
+    time.sleep(0.02)
+    results["other"] = generate(generator, 4, 5)
+    first.join()
+    assert results == {"interrupted": True, "other": alone}
+    assert generator.cache_bytes_in_use == 0
+
+
+def test_an_error_of_one_calls_sampler_is_its_own(decoder: SlowDecoder, generator: Generator) -> None:
+    class Failing(GreedySampler):
+        def sample(self, logits: Any, generators: Any) -> Any:
+            raise OSError("no more dice")
+
+    alone = generate(generator, 4, 5)
+    decoder.seconds = 0.01
+    with ThreadPoolExecutor(2) as threads:
+        other = threads.submit(generate, generator, 4, 5)
+        time.sleep(0.03)
+        generator.compile(sampler=Failing())
+        with pytest.raises(OSError, match="no more dice"):
+            generate(generator, 1, 2)
+        assert other.result() == alone
+
+
+def test_a_deadline_passes_while_a_call_waits_for_rows() -> None:
+    decoder = SlowDecoder(0.01)
+    size = 22 * 2 * decoder.hidden * 4
+    generator = Generator(decoder, None, "greedy", max_cache_bytes=size)
+    with ThreadPoolExecutor(1) as threads:
+        other = threads.submit(generator.generate, prompt(1, room=20), stop_token_ids=None)
+        time.sleep(0.02)
+        with pytest.raises(GenerationTimeoutError, match="after 0 new tokens"):
+            generate(generator, 2, timeout=0.03)
+        assert len(other.result()["token_ids"][0]) == 21
+    assert len(generate(generator, 2)[0]) == 13
+
+
+def test_the_garbage_collector_may_leave_a_call_at_any_time(
+    decoder: SlowDecoder, generator: Generator
+) -> None:
+    """Within the engine's own step, say: it must not wait for what its own thread holds."""
+    with generator._turns._lock:
+        call = generator._prepare(read_batch(prompt(1, 2)), generator._options(None, None, None, None))
+        generator._turns.leave(call)
+    gc.collect()
+    assert call.left
+    assert generate(generator, 1, 2)
+    assert generator.cache_bytes_in_use == 0
