@@ -149,6 +149,40 @@ def test_the_cache_gives_the_logits_of_the_full_pass(model):
             assert np.abs(output.logits[i] - expected[0, -1]).max() < 1e-4 * expected.std()
 
 
+def test_some_rows_of_a_cache_take_tokens(model):
+    decoder = KerasDecoder(model.backbone)
+    rows = np.random.default_rng(1).integers(0, 288, (4, 9))
+    cache = decoder.new_cache(4, 12)
+    decoder.append(cache, rows[:, :3], np.array([3, 3, 3, 3]))
+    output = decoder.append(cache, rows[1:3, 3:8], np.array([5, 4]), first_row=1, hidden_states=True)
+    assert cache.lengths.tolist() == [3, 8, 7, 3]
+    assert output.logits.shape == (4, 288)
+    assert output.hidden_states.shape == (2, 5, 32)
+    found = decoder.append(cache, rows[np.arange(4), cache.lengths][:, None], np.ones(4, np.int32))
+    for i in range(4):
+        ids = rows[i : i + 1, : cache.lengths[i]].astype("int32")
+        expected = np.asarray(model({"token_ids": ids, "padding_mask": np.ones_like(ids)}))[0]
+        assert np.abs(found.logits[i] - expected[-1]).max() < 1e-4 * expected.std()
+        if i in (1, 2):
+            assert np.abs(output.logits[i] - expected[-2]).max() < 1e-4 * expected.std()
+
+
+def test_a_row_that_was_released_has_nothing(model):
+    decoder = KerasDecoder(model.backbone)
+    cache = decoder.new_cache(3, 8)
+    rows = np.random.default_rng(2).integers(0, 288, (3, 4))
+    decoder.append(cache, rows, np.array([4, 4, 4]))
+    before = [[tensor.numpy() for tensor in pair] for pair in cache.layers]
+    cache.release(0)
+    cache.release(1, clean=True)
+    assert cache.lengths.tolist() == [0, 0, 4]
+    for pair, olds in zip(cache.layers, before, strict=True):
+        for tensor, old in zip(pair, olds, strict=True):
+            assert old[1].any()
+            assert not tensor.numpy()[1].any()
+            assert np.array_equal(tensor.numpy()[[0, 2]], old[[0, 2]])
+
+
 def test_sampling_follows_the_compiled_sampler(model, build_model, expected):
     sampled = build_model(seed=20)
     assert type(sampled.sampler) is samplers.TopKSampler

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from runtime.generation import row_generators
+from runtime.engine.search.sampling import row_generators
 from runtime.probabilities import softmax
 from runtime.samplers import GreedySampler, RandomSampler, Sampler, TopKSampler, TopPSampler
 from tests.runtime.fake_decoder import best_logits

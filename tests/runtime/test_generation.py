@@ -6,24 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from runtime import Generator
-from runtime.bundle import Bundle
-from runtime.decoder import StepOutput
-from runtime.generation import GenerationRun, RowRequest
+from runtime.engine.request import Request
 from runtime.results import GenerationResult
 from runtime.samplers import GreedySampler, Sampler, TopKSampler
 from runtime.session import SessionDecoder
+from tests.runtime import engine_runs
 from tests.runtime.toy import (
     CASES,
-    DEFAULT_LENGTH,
     END,
     POSITIONS,
-    START,
     ScriptedSampler,
     edit_manifest,
 )
@@ -38,13 +32,11 @@ def tokens(results: Sequence[GenerationResult]) -> list[tuple[int, ...]]:
 
 
 def run(
-    decoder: SessionDecoder, requests: Sequence[RowRequest], sampler: Sampler
+    decoder: Any, requests: Sequence[Request], sampler: Sampler
 ) -> list[tuple[list[int], str | None]]:
     """Each row's tokens and finish reason."""
-    generation = GenerationRun(decoder, requests, sampler)
-    for _ in generation.steps():
-        pass
-    return [(row.token_ids, row.finish_reason) for row in generation.rows]
+    found = engine_runs.run(decoder, requests, sampler).sequences
+    return [(sequence.token_ids, sequence.finish_reason) for sequence in found]
 
 
 # === What Keras says ===
@@ -98,7 +90,7 @@ def test_a_row_is_the_same_alone_and_in_any_batch(
 def test_rows_may_have_limits_and_stops_of_their_own(decoder: SessionDecoder, sampler: Sampler) -> None:
     prompts = [tuple(case["prompt"]) for case in CASES]
     requests = [
-        RowRequest(prompt, min(POSITIONS, len(prompt) + more), frozenset(stops))
+        Request(prompt, min(POSITIONS, len(prompt) + more), frozenset(stops))
         for prompt, more, stops in zip(
             prompts, (5, 30, 0, 12, 1, 9, 1), ([], [114], [], [198, 40], [], [298], []), strict=True
         )
@@ -129,167 +121,6 @@ def test_greedy_gives_the_same_prompt_the_same_text(generator: Generator) -> Non
     generator.compile("greedy")
     first, second = generator.generate(["the", "the"])
     assert first == second
-
-
-# === Stops ===
-
-
-def test_auto_stops_at_the_end_token(generator: Generator) -> None:
-    generator.compile(ScriptedSampler([50, 60, END, 70]))
-    (result,) = generator.generate_results("t")
-    assert result.token_ids == (50, 60, END)
-    assert result.finish_reason == "stop"
-    assert result.text == "t" + generator.tokenizer.decode([50, 60])
-
-
-def test_none_goes_past_the_end_token(generator: Generator) -> None:
-    generator.compile(ScriptedSampler([50, END, 60, END, 70]))
-    (result,) = generator.generate_results("t", max_length=7, stop_token_ids=None)
-    assert result.token_ids == (50, END, 60, END, 70)
-    assert result.finish_reason == "length"
-
-
-@pytest.mark.parametrize("stops", [(60,), [60, 61], {60}, np.array([60, 7])])
-def test_stop_ids_replace_the_end_token(generator: Generator, stops: Any) -> None:
-    generator.compile(ScriptedSampler([50, END, 60, 70]))
-    (result,) = generator.generate_results("t", stop_token_ids=stops)
-    assert result.token_ids == (50, END, 60)
-    assert result.finish_reason == "stop"
-
-
-def test_no_stop_ids(generator: Generator) -> None:
-    generator.compile(ScriptedSampler([END, 60, 70]))
-    (result,) = generator.generate_results("t", max_length=5, stop_token_ids=())
-    assert result.token_ids == (END, 60, 70)
-
-
-def test_a_stop_token_as_the_last_that_fits(generator: Generator) -> None:
-    generator.compile(ScriptedSampler([50, END]))
-    (result,) = generator.generate_results("t", max_length=4)
-    assert (result.token_ids, result.finish_reason) == ((50, END), "stop")
-
-
-def test_a_stop_token_in_the_prompt_does_not_stop(generator: Generator) -> None:
-    generator.compile(ScriptedSampler([50, END]))
-    (result,) = generator.generate_results("t</s>t")
-    assert result.prompt_token_ids[2] == END
-    assert result.token_ids == (50, END)
-
-
-def test_rows_that_have_ended_are_not_sampled(generator: Generator) -> None:
-    sampler = ScriptedSampler([50, 60, 70, 80])
-    generator.compile(sampler)
-    results = generator.generate_results(["t", "tt", "ttt"], max_length=5, stop_token_ids=None)
-    assert sampler.rows_seen == [3, 2, 1]
-    assert tokens(results) == [(50, 60, 70), (50, 60), (50,)]
-
-
-@pytest.mark.parametrize("stops", ["end", "", "2"])
-def test_stops_by_name(generator: Generator, stops: str) -> None:
-    with pytest.raises(ValueError, match="stop_token_ids must be 'auto', None or token ids, got"):
-        generator.generate("t", stop_token_ids=stops)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("stops", [[300], [-1], [5, 1000]])
-def test_stops_outside_the_vocabulary(generator: Generator, stops: list[int]) -> None:
-    with pytest.raises(ValueError, match="stop_token_ids must be ids from 0 to 299, got"):
-        generator.generate("t", stop_token_ids=stops)
-
-
-@pytest.mark.parametrize("stops", [2, 2.5, [2.5], [None], ["2"]])
-def test_stops_that_are_no_ids(generator: Generator, stops: Any) -> None:
-    with pytest.raises(ValueError, match="stop_token_ids must be"):
-        generator.generate("t", stop_token_ids=stops)
-
-
-# === Lengths ===
-
-
-@pytest.mark.parametrize(
-    ("text", "length"), [("", 1), ("", 2), ("", 9), ("the", 8), ("the", POSITIONS)]
-)
-def test_max_length_counts_prompt_and_start_token(generator: Generator, text: str, length: int) -> None:
-    generator.compile(SEEDED)
-    (result,) = generator.generate_results(text, max_length=length, stop_token_ids=None)
-    assert result.prompt_token_ids[0] == START
-    assert result.prompt_tokens + result.generated_tokens == length
-    assert result.finish_reason == "length"
-
-
-def test_an_empty_prompt_generates_from_the_start_token(generator: Generator) -> None:
-    generator.compile("greedy")
-    case = CASES[0]
-    assert case["prompt"] == [START]
-    (result,) = generator.generate_results("", max_length=25, stop_token_ids=None)
-    assert result.token_ids == tuple(case["continuation"])
-    assert generator.generate([""], max_length=25, stop_token_ids=None) == [result.text]
-
-
-def test_a_prompt_of_the_full_length_gets_nothing(generator: Generator) -> None:
-    sampler = ScriptedSampler([])
-    generator.compile(sampler)
-    (result,) = generator.generate_results("tttt", max_length=5)
-    assert (result.token_ids, result.finish_reason, result.text) == ((), "length", "tttt")
-    assert (result.prefill_seconds, result.decode_seconds) == (0.0, 0.0)
-    assert list(generator.stream("tttt", max_length=5)) == ["tttt"]
-
-
-def test_a_full_prompt_beside_others(generator: Generator) -> None:
-    generator.compile(ScriptedSampler([50, 60]))
-    results = generator.generate_results(["tttt", "tt"], max_length=5, stop_token_ids=None)
-    assert tokens(results) == [(), (50, 60)]
-
-
-def test_the_default_length_is_that_of_the_bundle(generator: Generator) -> None:
-    generator.compile(SEEDED)
-    (result,) = generator.generate_results("the", stop_token_ids=None)
-    assert result.prompt_tokens + result.generated_tokens == DEFAULT_LENGTH
-
-
-def test_a_prompt_longer_than_max_length(generator: Generator) -> None:
-    message = (
-        "a prompt has 6 tokens with the start token, more than max_length=5; raise max_length "
-        r"\(the model has 64 positions\) or shorten the prompt"
-    )
-    with pytest.raises(ValueError, match=message):
-        generator.generate(["t", "ttttt"], max_length=5)
-
-
-def test_a_prompt_longer_than_the_default(generator: Generator) -> None:
-    with pytest.raises(ValueError, match=r"more than max_length=48; raise max_length"):
-        generator.generate("t" * 50)
-    assert len(generator.generate_results("t" * 50, max_length=60)[0].prompt_token_ids) == 51
-
-
-def test_a_prompt_longer_than_the_model(generator: Generator) -> None:
-    message = "a prompt has 65 tokens .* shorten the prompt to below the model's 64 positions"
-    with pytest.raises(ValueError, match=message):
-        generator.generate("t" * 64)
-
-
-def test_a_length_beyond_the_model(generator: Generator) -> None:
-    with pytest.raises(ValueError, match="max_length is 65, more than the model's 64 positions"):
-        generator.generate("t", max_length=65)
-
-
-@pytest.mark.parametrize("length", [0, -3, 2.0, "8", True])
-def test_bad_lengths(generator: Generator, length: Any) -> None:
-    with pytest.raises(ValueError, match="max_length must be a whole number of at least 1, got"):
-        generator.generate("t", max_length=length)
-
-
-@pytest.mark.parametrize("length", [0, -1, POSITIONS + 1])
-def test_the_default_length_is_checked_too(
-    bundle: Bundle, decoder: SessionDecoder, length: int
-) -> None:
-    with pytest.raises(ValueError, match="max_length"):
-        Generator(decoder, bundle.tokenizer, max_length=length)
-
-
-def test_numpy_numbers_are_lengths(generator: Generator) -> None:
-    generator.compile(ScriptedSampler([50, 60, 70]))
-    (result,) = generator.generate_results("t", max_length=np.int64(4))  # type: ignore[arg-type]
-    assert result.token_ids == (50, 60)
 
 
 # === Text ===
@@ -422,62 +253,3 @@ def test_compile_takes_names_and_samplers(generator: Generator) -> None:
     with pytest.raises(ValueError, match="unknown sampler 'best'"):
         generator.compile("best")
     assert isinstance(generator.sampler, GreedySampler)
-
-
-class CountingDecoder:
-    """A model whose next token is the last one plus one; records what the loop asks of it."""
-
-    def __init__(self, config: Any) -> None:
-        self.config = config
-        self.calls: list[tuple[list[list[int]], list[int]]] = []
-
-    def new_cache(self, batch: int, capacity: int) -> Any:
-        self.capacity = capacity
-        return np.zeros(batch, np.int32)
-
-    def append(self, cache: Any, token_ids: Any, new_lengths: Any) -> StepOutput:
-        self.calls.append((token_ids.tolist(), new_lengths.tolist()))
-        logits = np.zeros((len(token_ids), self.config.vocabulary_size), np.float32)
-        last = token_ids[np.arange(len(token_ids)), np.maximum(new_lengths - 1, 0)]
-        logits[np.arange(len(token_ids)), (last + 1) % self.config.vocabulary_size] = 1
-        return StepOutput(logits)
-
-
-def test_any_decoder_will_do_and_each_token_is_appended_once(bundle: Bundle) -> None:
-    decoder = CountingDecoder(bundle.manifest.model)
-    generation = GenerationRun(
-        decoder,
-        [RowRequest((5, 6), 5), RowRequest((50,), 9, frozenset({52})), RowRequest((9, 9, 9), 6)],
-        GreedySampler(),
-    )
-    steps = list(generation.steps())
-    assert steps == [{0: 7, 1: 51, 2: 10}, {0: 8, 1: 52, 2: 11}, {0: 9, 2: 12}]
-    assert [row.finish_reason for row in generation.rows] == ["length", "stop", "length"]
-    assert decoder.capacity == 9
-    assert decoder.calls == [
-        ([[5, 6, 0], [50, 0, 0], [9, 9, 9]], [2, 1, 3]),
-        ([[7], [51], [10]], [1, 1, 1]),
-        ([[8], [52], [11]], [1, 0, 1]),
-    ]
-
-
-@given(
-    st.lists(
-        st.tuples(st.integers(1, 12), st.integers(1, 20), st.sets(st.integers(0, 40), max_size=3)),
-        min_size=1,
-        max_size=5,
-    )
-)
-def test_lengths_and_stops_hold_for_any_batch(
-    bundle: Bundle, rows: list[tuple[int, int, set[int]]]
-) -> None:
-    """With a model that counts, every row's tokens can be told in advance."""
-    requests = [RowRequest((i,) * n, limit, frozenset(s)) for i, (n, limit, s) in enumerate(rows)]
-    generation = GenerationRun(CountingDecoder(bundle.manifest.model), requests, GreedySampler())
-    for _ in generation.steps():
-        pass
-    for i, (row, (n, limit, stops)) in enumerate(zip(generation.rows, rows, strict=True)):
-        wanted = list(range(i + 1, i + 1 + max(0, limit - n)))
-        end = next((at + 1 for at, token in enumerate(wanted) if token in stops), None)
-        assert row.token_ids == wanted[:end]
-        assert row.finish_reason == ("length" if end is None else "stop")

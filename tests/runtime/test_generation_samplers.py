@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from runtime import Generator, samplers
-from runtime.generation import RowRequest
+from runtime.engine.request import Request
 from runtime.samplers import BeamSampler, Sampler
 from runtime.session import SessionDecoder
+from tests.runtime import engine_runs
 from tests.runtime.toy import CASES, POSITIONS, FakeDataset, FakeTensor
 
 TEXTS = ["the king", "", "Zoë, café: 😀", "a quick"]
@@ -61,14 +62,13 @@ def test_a_row_is_the_same_alone_and_in_any_batch(sampled: Generator) -> None:
 def test_rows_may_have_limits_and_stops_of_their_own(decoder: SessionDecoder, name: str) -> None:
     limits, stops = (5, 14, 0, 9, 1, 7, 1), ([], [11], [], [198, 27], [], [298], [])
     requests = [
-        RowRequest(tuple(case["prompt"]), min(POSITIONS, len(case["prompt"]) + n), frozenset(ids))
+        Request(tuple(case["prompt"]), min(POSITIONS, len(case["prompt"]) + n), frozenset(ids))
         for case, n, ids in zip(CASES, limits, stops, strict=True)
     ]
 
-    def run(batch: list[RowRequest]) -> list[tuple[list[int], str | None]]:
-        found = seeded(name).start(decoder, batch)
-        assert list(found.steps()) or not any(row.token_ids for row in found.rows)
-        return [(row.token_ids, row.finish_reason) for row in found.rows]
+    def run(batch: list[Request]) -> list[tuple[list[int], str | None]]:
+        found = engine_runs.run(decoder, batch, seeded(name)).sequences
+        return [(sequence.token_ids, sequence.finish_reason) for sequence in found]
 
     alone = [run([request])[0] for request in requests]
     assert run(requests) == alone
@@ -84,7 +84,7 @@ def test_a_stream_joined_is_generate(sampled: Generator) -> None:
 
 
 def test_times_are_taken(sampled: Generator) -> None:
-    (result,) = sampled.generate_results("the", **OPTIONS)
+    (result,) = sampled.generate_results("the", max_length=22, stop_token_ids=None)
     assert result.prefill_seconds > 0
     assert result.decode_seconds > 0
 

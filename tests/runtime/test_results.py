@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from runtime import Generator, generation
+from runtime import Generator
+from runtime.engine import engine
 from runtime.results import Beam, GenerationResult
 from tests.runtime.toy import END, ScriptedSampler
 
@@ -43,6 +44,7 @@ def test_a_result_goes_into_json() -> None:
         "finish_reason": "stop",
         "prefill_seconds": 0.5,
         "decode_seconds": 2.0,
+        "cached_prompt_tokens": 0,
         "prompt_tokens": 3,
         "generated_tokens": 5,
         "prefill_tokens_per_second": 6.0,
@@ -69,7 +71,7 @@ def test_the_numbers_of_a_real_run(generator: Generator) -> None:
     assert (stopped.finish_reason, stopped.token_ids) == ("stop", (50, 60, END))
     assert (full.finish_reason, full.token_ids) == ("length", (50, 60))
     assert stopped.prefill_seconds == full.prefill_seconds > 0
-    assert stopped.decode_seconds == full.decode_seconds > 0
+    assert stopped.decode_seconds > full.decode_seconds > 0  # of its own steps
     json.dumps([stopped.to_dict(), full.to_dict()])
 
 
@@ -77,7 +79,7 @@ def test_the_numbers_of_a_real_run(generator: Generator) -> None:
 def test_the_time_of_decoding_is_that_of_all_steps(
     generator: Generator, monkeypatch: pytest.MonkeyPatch, sampler: Any
 ) -> None:
-    """With a clock that goes on by a second whenever it is looked at, each step takes one."""
+    """With a clock that goes on by a second whenever it is looked at, each run takes one."""
 
     class Clock:
         now = 0.0
@@ -86,10 +88,10 @@ def test_the_time_of_decoding_is_that_of_all_steps(
             self.now += 1
             return self.now
 
-    monkeypatch.setattr(generation, "time", Clock())
+    monkeypatch.setattr(engine, "time", Clock())
     generator.compile(sampler)
     (short,) = generator.generate_results("t", max_length=4, stop_token_ids=None)
     (long,) = generator.generate_results("t", max_length=12, stop_token_ids=None)
     assert long.prefill_seconds == short.prefill_seconds == 1
     assert long.decode_seconds - short.decode_seconds == 8
-    assert 2 <= short.decode_seconds <= 4
+    assert 1 <= short.decode_seconds <= 2

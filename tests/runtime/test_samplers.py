@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime import Generator
-from runtime.generation import row_generators
+from runtime.engine.search.sampling import row_generators
 from runtime.probabilities import draw, softmax
 from runtime.samplers import GreedySampler, TopKSampler
 

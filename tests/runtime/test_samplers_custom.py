@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from runtime import Generator, samplers
-from runtime.generation import row_generators
+from runtime.engine.search.sampling import row_generators
 from runtime.samplers import Sampler, TopKSampler
 from tests.runtime.toy import CASES
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.generation import row_generators
+from runtime.engine.search.sampling import row_generators
 from runtime.probabilities import (
     draw_few,
     draw_one,

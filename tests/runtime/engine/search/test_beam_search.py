@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Sequence as Listed
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime import Generator
-from runtime.beam_search import BeamSearchRun, continuations
-from runtime.call_limits import CallCut
-from runtime.generation import Row, RowRequest
+from runtime.call_limits import CallCut, CallLimits
+from runtime.engine.call import Call
+from runtime.engine.engine import Engine
+from runtime.engine.request import Request
+from runtime.engine.search.beam import BeamSearch, continuations
+from runtime.engine.sequence import Sequence
 from runtime.results import CutReason
 from runtime.samplers import BeamSampler
 from runtime.session import SessionDecoder
+from tests.runtime.engine_runs import run_calls, steps
 from tests.runtime.fake_decoder import SequenceDecoder
 from tests.runtime.toy import CASES, POSITIONS
 
@@ -33,24 +37,23 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 def search(
     decoder: Any,
-    requests: Sequence[RowRequest],
+    requests: Listed[Request],
     num_beams: int,
     temperature: float = 1.0,
     all_beams: bool = True,
-) -> list[Row]:
-    run = BeamSearchRun(decoder, requests, num_beams, temperature, all_beams)
+) -> list[Sequence]:
+    call = Call(requests, BeamSearch(num_beams, temperature, all_beams), CallLimits())
     streamed: list[list[int]] = [[] for _ in requests]
-    for tokens in run.steps():
-        assert tokens
-        for i, token in tokens.items():
-            streamed[i].append(token)
-    assert streamed == [row.token_ids for row in run.rows]
-    return run.rows
+    for found in steps(decoder, call):
+        for i, token_ids in found.items():
+            streamed[i] += token_ids
+    assert streamed == [sequence.token_ids for sequence in call.sequences]
+    return call.sequences
 
 
-def beams(row: Row) -> Found:
-    assert row.hypotheses is not None
-    return [(beam.token_ids, beam.score, beam.finish_reason) for beam in row.hypotheses]
+def beams(sequence: Sequence) -> Found:
+    assert sequence.hypotheses is not None
+    return [(beam.token_ids, beam.score, beam.finish_reason) for beam in sequence.hypotheses]
 
 
 def assert_beams(found: Found, wanted: Found, tolerance: float = 1e-5) -> None:
@@ -60,7 +63,7 @@ def assert_beams(found: Found, wanted: Found, tolerance: float = 1e-5) -> None:
 
 
 def plain_search(
-    decoder: SequenceDecoder, request: RowRequest, num_beams: int, temperature: float
+    decoder: SequenceDecoder, request: Request, num_beams: int, temperature: float
 ) -> Found:
     """The definition, without a cache: score all continuations, keep the best, until none goes on."""
     kept: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
@@ -84,7 +87,7 @@ def plain_search(
 def test_with_enough_beams_it_finds_the_best_of_all_sequences(seed: int, stops: frozenset[int]) -> None:
     vocabulary, depth = 5, 3
     decoder = SequenceDecoder(vocabulary, seed)
-    request = RowRequest((3, 1), 2 + depth, stops)
+    request = Request((3, 1), 2 + depth, stops)
     sequences = {
         next((ids[: i + 1] for i, token in enumerate(ids) if token in stops), ids)
         for ids in itertools.product(range(vocabulary), repeat=depth)
@@ -119,7 +122,7 @@ def test_a_ragged_batch_is_what_the_definition_says(
     rows: list[tuple[int, int, set[int]]], num_beams: int, seed: int, temperature: float
 ) -> None:
     decoder = SequenceDecoder(8, seed)
-    requests = [RowRequest((i,) * n, limit, frozenset(s)) for i, (n, limit, s) in enumerate(rows)]
+    requests = [Request((i,) * n, limit, frozenset(s)) for i, (n, limit, s) in enumerate(rows)]
     for row, request in zip(search(decoder, requests, num_beams, temperature), requests, strict=True):
         wanted = plain_search(decoder, request, num_beams, temperature)
         assert_beams(beams(row)[: len(wanted)], wanted)
@@ -133,7 +136,7 @@ def test_a_ragged_batch_is_what_the_definition_says(
 
 
 def test_one_beam_is_greedy(decoder: SessionDecoder) -> None:
-    requests = [RowRequest(prompt, min(POSITIONS, len(prompt) + 20)) for prompt in PROMPTS]
+    requests = [Request(prompt, min(POSITIONS, len(prompt) + 20)) for prompt in PROMPTS]
     for row, case in zip(search(decoder, requests, 1), CASES, strict=True):
         shared = min(20, len(case["continuation"]))
         assert row.token_ids[:shared] == case["continuation"][:shared]
@@ -157,7 +160,7 @@ def test_scores_of_improbable_tokens_are_finite() -> None:
 
 @pytest.mark.parametrize("stops", [frozenset(), frozenset({11, 27, 198, 30})], ids=["none", "stops"])
 def test_scores_are_those_of_whole_passes(decoder: SessionDecoder, stops: frozenset[int]) -> None:
-    requests = [RowRequest(prompt, min(POSITIONS, len(prompt) + 8), stops) for prompt in PROMPTS]
+    requests = [Request(prompt, min(POSITIONS, len(prompt) + 8), stops) for prompt in PROMPTS]
     reasons = set()
     for row in search(decoder, requests, 4):
         prompt = row.request.prompt
@@ -175,7 +178,7 @@ def test_scores_are_those_of_whole_passes(decoder: SessionDecoder, stops: frozen
     assert reasons == ({"stop", "length"} if stops else {"length"})
 
 
-def whole_pass(decoder: SessionDecoder, tokens: Sequence[int]) -> np.ndarray:
+def whole_pass(decoder: SessionDecoder, tokens: Listed[int]) -> np.ndarray:
     cache = decoder.new_cache(1, len(tokens))
     return decoder.append(cache, np.array([tokens]), np.array([len(tokens)])).logits[0].copy()
 
@@ -189,7 +192,7 @@ def test_a_row_is_the_same_alone_and_in_any_batch(
     decoder: SessionDecoder, stops: frozenset[int], all_beams: bool
 ) -> None:
     requests = [
-        RowRequest(prompt, min(POSITIONS, len(prompt) + more), stops)
+        Request(prompt, min(POSITIONS, len(prompt) + more), stops)
         for prompt, more in zip(PROMPTS, (9, 14, 3, 0, 1, 20, 6), strict=True)
     ]
     alone = [search(decoder, [request], 3, all_beams=all_beams)[0] for request in requests]
@@ -204,14 +207,14 @@ def test_a_row_is_the_same_alone_and_in_any_batch(
 
 def test_rows_that_have_ended_append_nothing() -> None:
     decoder = SequenceDecoder(6)
-    requests = [RowRequest((1,), 3), RowRequest((2, 2), 2), RowRequest((3,), 6)]
+    requests = [Request((1,) * 4, 6), Request((2,) * 6, 6), Request((3,), 6)]
     search(decoder, requests, 2)
-    assert decoder.appended == [3, 4, 2, 2, 2]  # prompts, then two beams a row that runs
+    assert decoder.appended == [2, 4, 2, 2, 2]  # prompts, then two beams of each that goes on
 
 
 def test_a_full_prompt_has_empty_beams() -> None:
     decoder = SequenceDecoder(6)
-    (row,) = search(decoder, [RowRequest((1, 2), 2)], 3)
+    (row,) = search(decoder, [Request((1, 2), 2)], 3)
     assert beams(row) == [((), 0.0, "length")] * 3
     assert decoder.appended == []
 
@@ -220,7 +223,7 @@ def test_the_search_ends_when_nothing_can_overtake_the_best_beam() -> None:
     """The stop token is nearly certain, so one step is enough; all beams take longer."""
     decoder = SequenceDecoder(4, spread=0.1)
     decoder.logits = lambda tokens: np.array([9, 1, 0, 0], np.float32)  # type: ignore[method-assign]
-    request = RowRequest((1,), 5, frozenset({0}))
+    request = Request((1,), 5, frozenset({0}))
     search(decoder, [request], 3, all_beams=False)
     assert decoder.appended == [1]
     search(decoder, [request], 3)
@@ -233,13 +236,12 @@ def test_the_search_ends_when_nothing_can_overtake_the_best_beam() -> None:
 def test_prompts_are_read_once_and_copies_are_short() -> None:
     decoder = SequenceDecoder(9, seed=5)
     prompt = (1, 2, 3, 4, 5, 6, 7, 8) * 4
-    search(decoder, [RowRequest(prompt, len(prompt) + 10)], 4)
-    cache, prompts = decoder.caches
-    assert (len(prompts.lengths), prompts.capacity) == (1, len(prompt))
+    search(decoder, [Request(prompt, len(prompt) + 10)], 4)
+    (cache,) = decoder.caches
     assert (len(cache.lengths), cache.capacity) == (4, len(prompt) + 10)
     assert decoder.appended == [1, *[4] * 9]
     first, *others = cache.copied_slots
-    assert first == 4 * len(prompt)
+    assert first == 3 * len(prompt)
     assert max(others) <= 3 * 9  # never the prompt again
 
 
@@ -247,50 +249,50 @@ def test_beams_that_stay_are_not_copied() -> None:
     """Each of two beams has one child: token 0 after token 0, and token 1 after token 1."""
     decoder = SequenceDecoder(3)
 
-    def logits(tokens: Sequence[int]) -> np.ndarray:
+    def logits(tokens: Listed[int]) -> np.ndarray:
         last = tokens[-1] if len(tokens) > 1 else None
         favoured = {0: [9, 0, 0], 1: [0, 9, 0]}.get(last, [5, 4.9, 0])  # type: ignore[arg-type]
         return np.array(favoured, np.float32)
 
     decoder.logits = logits  # type: ignore[method-assign]
-    (row,) = search(decoder, [RowRequest((2,), 6)], 2)
+    (row,) = search(decoder, [Request((2,), 6)], 2)
     assert [ids for ids, _, _ in beams(row)] == [(0,) * 5, (1,) * 5]
-    assert decoder.caches[0].copied_slots == [2, 0]
+    assert decoder.caches[0].copied_slots == [1]  # the prompt's
 
 
 def test_beams_that_part_late_copy_what_parts_them() -> None:
     """The second beam is always the first one's other child: one slot differs."""
     decoder = SequenceDecoder(3)
 
-    def logits(tokens: Sequence[int]) -> np.ndarray:
+    def logits(tokens: Listed[int]) -> np.ndarray:
         return np.log(np.array([1, 1, 1] if tokens[-1] == 1 else [0.5, 0.45, 0.05], np.float32))
 
     decoder.logits = logits  # type: ignore[method-assign]
-    (row,) = search(decoder, [RowRequest((2,), 7)], 2)
+    (row,) = search(decoder, [Request((2,), 7)], 2)
     assert [ids for ids, _, _ in beams(row)] == [(0,) * 6, (0, 0, 0, 0, 0, 1)]
-    assert decoder.caches[0].copied_slots == [2, 0, 1, 1, 1, 1]
+    assert decoder.caches[0].copied_slots == [1, 1, 1, 1, 1]
 
 
 # === Cut in the middle ===
 
 
-def stopping_search(max_length: int = 9) -> BeamSearchRun:
+def stopping_search(max_length: int = 9) -> tuple[SequenceDecoder, Call]:
     """Two beams; the better one takes the stop token 0 at once, the other goes on."""
     decoder = SequenceDecoder(3)
 
-    def logits(tokens: Sequence[int]) -> np.ndarray:
+    def logits(tokens: Listed[int]) -> np.ndarray:
         shares = [0.8, 0.15, 0.05] if tokens[-1] == 2 else [0.04, 0.9, 0.06]
         return np.log(np.array(shares, np.float32))
 
     decoder.logits = logits  # type: ignore[method-assign]
-    request = RowRequest((2,), max_length, frozenset({0}))
-    return BeamSearchRun(decoder, [request], 2, 1.0, True)
+    request = Request((2,), max_length, frozenset({0}))
+    return decoder, Call([request], BeamSearch(2, 1.0, all_beams=True), CallLimits())
 
 
 @pytest.mark.parametrize("reason", ["timeout", "cancelled"])
 def test_a_cut_search_whose_best_beam_had_stopped(reason: CutReason) -> None:
-    run = stopping_search()
-    append, taken = run._decoder.append, []
+    decoder, call = stopping_search()
+    append, taken = decoder.append, []
 
     def append_some(*arguments: Any, **options: Any) -> Any:
         taken.append(1)
@@ -298,20 +300,19 @@ def test_a_cut_search_whose_best_beam_had_stopped(reason: CutReason) -> None:
             raise CallCut(reason)
         return append(*arguments, **options)
 
-    run._decoder.append = append_some  # type: ignore[method-assign]
-    with pytest.raises(CallCut):
-        list(run.steps())
-    run.cut(reason)
-    (row,) = run.rows
+    decoder.append = append_some  # type: ignore[method-assign]
+    run_calls(Engine(decoder), call)
+    assert (call.cut_reason, call.error) == (reason, None)
+    (row,) = call.sequences
     assert (row.token_ids, row.finish_reason) == ([0], "stop")
     assert [r for _, _, r in beams(row)] == ["stop", reason]
     assert [len(ids) for ids, _, _ in beams(row)] == [1, 3]
 
 
 def test_a_search_that_reached_its_length_after_its_best_beam_had_stopped() -> None:
-    run = stopping_search(max_length=5)
-    list(run.steps())
-    (row,) = run.rows
+    decoder, call = stopping_search(max_length=5)
+    run_calls(Engine(decoder), call)
+    (row,) = call.sequences
     assert (row.token_ids, row.finish_reason) == ([0], "stop")
     assert [r for _, _, r in beams(row)] == ["stop", "length"]
 
@@ -338,8 +339,8 @@ def test_a_stream_joined_is_the_best_beam(generator: Generator) -> None:
 def test_a_stream_gives_tokens_before_the_search_ends() -> None:
     """Tokens come as soon as all beams agree on them."""
     decoder = SequenceDecoder(50, seed=2, spread=6.0)
-    run = BeamSearchRun(decoder, [RowRequest((1,), 40)], 2, 1.0, False)
-    at = [len(decoder.appended) for _ in run.steps()]
+    call = Call([Request((1,), 40)], BeamSearch(2, 1.0, all_beams=False), CallLimits())
+    at = [len(decoder.appended) for found in steps(decoder, call) for _ in found.get(0, ())]
     assert len(at) == 39
     assert at == sorted(at)
     assert at[0] < 20

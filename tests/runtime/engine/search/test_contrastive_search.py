@@ -11,10 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime import Generator
-from runtime.contrastive_search import ContrastiveSearchRun, History, candidates, choose
-from runtime.generation import RowRequest
+from runtime.call_limits import CallLimits
+from runtime.engine.call import Call
+from runtime.engine.request import Request
+from runtime.engine.search.contrastive import ContrastiveSearch, History, candidates, choose
 from runtime.samplers import ContrastiveSampler
 from runtime.session import SessionDecoder
+from tests.runtime.engine_runs import steps
 from tests.runtime.fake_decoder import SequenceDecoder
 from tests.runtime.toy import CASES, POSITIONS
 
@@ -25,22 +28,22 @@ Found = list[tuple[list[int], str | None]]
 
 def search(
     decoder: Any,
-    requests: Sequence[RowRequest],
+    requests: Sequence[Request],
     k: int = 5,
     alpha: float = 0.6,
     temperature: float = 1.0,
 ) -> Found:
-    run = ContrastiveSearchRun(decoder, requests, k, alpha, temperature)
+    call = Call(requests, ContrastiveSearch(k, alpha, temperature), CallLimits())
     streamed: list[list[int]] = [[] for _ in requests]
-    for tokens in run.steps():
-        for i, token in tokens.items():
-            streamed[i].append(token)
-    assert streamed == [row.token_ids for row in run.rows]
-    return [(row.token_ids, row.finish_reason) for row in run.rows]
+    for found in steps(decoder, call):
+        for i, token_ids in found.items():
+            streamed[i] += token_ids
+    assert streamed == [sequence.token_ids for sequence in call.sequences]
+    return [(sequence.token_ids, sequence.finish_reason) for sequence in call.sequences]
 
 
 def plain_search(
-    logits_and_states: Any, request: RowRequest, k: int, alpha: float, temperature: float
+    logits_and_states: Any, request: Request, k: int, alpha: float, temperature: float
 ) -> tuple[list[int], str | None]:
     """The definition, by whole passes: `logits_and_states(tokens)` for the last and for all tokens."""
     new: list[int] = []
@@ -97,7 +100,7 @@ def test_a_ragged_batch_is_what_the_definition_says(
     rows: list[tuple[int, int, set[int]]], k: int, seed: int, weights: tuple[float, float]
 ) -> None:
     decoder = SequenceDecoder(8, seed)
-    requests = [RowRequest((i,) * n, limit, frozenset(s)) for i, (n, limit, s) in enumerate(rows)]
+    requests = [Request((i,) * n, limit, frozenset(s)) for i, (n, limit, s) in enumerate(rows)]
     wanted = [plain_search(of_fake(decoder), request, k, *weights) for request in requests]
     assert search(decoder, requests, k, *weights) == wanted
 
@@ -106,7 +109,7 @@ def test_a_ragged_batch_is_what_the_definition_says(
 def test_a_model_in_whole_passes(
     decoder: SessionDecoder, k: int, alpha: float, temperature: float
 ) -> None:
-    requests = [RowRequest(p, min(POSITIONS, len(p) + 7), STOPS) for p in PROMPTS]
+    requests = [Request(p, min(POSITIONS, len(p) + 7), STOPS) for p in PROMPTS]
     wanted = [plain_search(of_session(decoder), r, k, alpha, temperature) for r in requests]
     assert {reason for _, reason in wanted} == {"stop", "length"}
     assert search(decoder, requests, k, alpha, temperature) == wanted
@@ -151,7 +154,7 @@ def test_a_tie_goes_to_the_more_probable() -> None:
 
 @pytest.mark.parametrize(("k", "alpha"), [(1, 0.6), (4, 0.0)])
 def test_one_candidate_or_no_weight_is_greedy(decoder: SessionDecoder, k: int, alpha: float) -> None:
-    requests = [RowRequest(prompt, min(POSITIONS, len(prompt) + 20)) for prompt in PROMPTS]
+    requests = [Request(prompt, min(POSITIONS, len(prompt) + 20)) for prompt in PROMPTS]
     for (found, _), case in zip(search(decoder, requests, k, alpha), CASES, strict=True):
         shared = min(20, len(case["continuation"]))
         assert found[:shared] == case["continuation"][:shared]
@@ -165,7 +168,7 @@ def test_a_row_is_the_same_alone_and_in_any_batch(
     decoder: SessionDecoder, stops: frozenset[int]
 ) -> None:
     requests = [
-        RowRequest(prompt, min(POSITIONS, len(prompt) + more), stops)
+        Request(prompt, min(POSITIONS, len(prompt) + more), stops)
         for prompt, more in zip(PROMPTS, (9, 14, 3, 0, 1, 20, 6), strict=True)
     ]
     alone = [search(decoder, [request])[0] for request in requests]
@@ -176,23 +179,22 @@ def test_a_row_is_the_same_alone_and_in_any_batch(
 
 def test_rows_that_have_ended_append_nothing() -> None:
     decoder = SequenceDecoder(6)
-    search(decoder, [RowRequest((1,), 3), RowRequest((2, 2), 2), RowRequest((3,), 6)], k=2)
-    assert decoder.appended == [3, 4, 4, 2, 2, 2]  # prompts, then two candidates a row that runs
+    search(decoder, [Request((1,) * 4, 6), Request((2,) * 6, 6), Request((3,), 6)], k=2)
+    assert decoder.appended == [2, 4, 4, 2, 2, 2]  # prompts, then two candidates of each that goes on
 
 
 def test_only_the_new_slot_is_copied() -> None:
     decoder = SequenceDecoder(6)
     prompt = (1, 2, 3, 4, 5)
-    search(decoder, [RowRequest(prompt, 9)], k=4)
-    cache, prompts = decoder.caches
-    assert (len(prompts.lengths), prompts.capacity) == (1, 5)
+    search(decoder, [Request(prompt, 9)], k=4)
+    (cache,) = decoder.caches
     assert (len(cache.lengths), cache.capacity) == (4, 9)
-    assert cache.copied_slots == [4 * 5, 3, 3, 3]  # the last token's is not needed any more
+    assert cache.copied_slots == [3 * 5, 3, 3, 3]  # the last token's is not needed any more
 
 
 def test_a_full_prompt_gets_nothing() -> None:
     decoder = SequenceDecoder(6)
-    assert search(decoder, [RowRequest((1, 2), 2)]) == [([], "length")]
+    assert search(decoder, [Request((1, 2), 2)]) == [([], "length")]
     assert decoder.appended == []
 
 
