@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from runtime.decoder import BestLogits
-from runtime.generation import row_generators
+from runtime.engine.search.sampling import row_generators
 from runtime.samplers import (
     BeamSampler,
     ContrastiveSampler,

@@ -10,7 +10,8 @@ import pytest
 
 from runtime import Generator, LogitsError
 from runtime.decoder import LazyStepOutput, StepOutput, TemperedCache
-from runtime.generation import GenerationRun, RowRequest
+from runtime.engine.engine import Engine
+from runtime.engine.request import Request
 from runtime.samplers import (
     BeamSampler,
     ContrastiveSampler,
@@ -19,15 +20,14 @@ from runtime.samplers import (
     TopKSampler,
     TopPSampler,
 )
+from tests.runtime import engine_runs
 from tests.runtime.fake_decoder import BestDecoder, SequenceDecoder, best_logits
 from tests.runtime.test_best_logits import SAMPLERS, choose, describe, listed
 
 
-def run(decoder: SequenceDecoder, requests: list[RowRequest], sampler: Sampler) -> list[list[int]]:
-    generation = GenerationRun(decoder, requests, sampler)
-    for step in generation.steps():
-        assert list(step) == sorted(step)
-    return [row.token_ids for row in generation.rows]
+def run(decoder: SequenceDecoder, requests: list[Request], sampler: Sampler) -> list[list[int]]:
+    call = engine_runs.run(decoder, requests, sampler)
+    return [sequence.token_ids for sequence in call.sequences]
 
 
 class Plain(BestDecoder):
@@ -39,11 +39,11 @@ class Plain(BestDecoder):
 
 
 REQUESTS = [
-    RowRequest((5, 6), 14),
-    RowRequest((50,), 9, frozenset(range(20))),
-    RowRequest((9, 9, 9), 20, frozenset(range(3))),
-    RowRequest((5, 6), 7),
-    RowRequest((4, 3, 2, 1), 4),
+    Request((5, 6), 14),
+    Request((50,), 9, frozenset(range(20))),
+    Request((9, 9, 9), 20, frozenset(range(3))),
+    Request((5, 6), 7),
+    Request((4, 3, 2, 1), 4),
 ]
 
 
@@ -61,6 +61,18 @@ def test_runs_give_the_same_tokens_with_and_without(sampler: Sampler, spread: fl
             assert best.reads == []
         if isinstance(sampler, TopPSampler) and spread == 0.3 and sampler.k is None and sampler.p > 0.4:
             assert len(best.reads) == best.steps  # a nucleus of more than 64
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3])
+@pytest.mark.parametrize("sampler", [GreedySampler(), TopPSampler(p=0.4, seed=3)], ids=describe)
+def test_rows_that_others_have_left(sampler: Sampler, slots: int) -> None:
+    """Whoever comes later takes them: a call's rows are in any order then."""
+    requests = [Request((i,), 4 + 3 * (i % 3)) for i in range(1, 12)]
+    best = BestDecoder(300, 64, spread=3.0)
+    call = engine_runs.new_call(best, requests, sampler)
+    engine_runs.run_calls(Engine(best, max_slots=slots), call)
+    found = [sequence.token_ids for sequence in call.sequences]
+    assert found == run(Plain(300, 64, spread=3.0), requests, sampler)
 
 
 class Recording(TopPSampler):
@@ -81,7 +93,7 @@ class Recording(TopPSampler):
 def test_only_undecided_rows_of_a_batch_are_chosen_from_all_logits() -> None:
     sampler = Recording(p=0.7, seed=8)
     decoder = BestDecoder(300, 16, spread=3.0)
-    requests = [RowRequest((i,), 20) for i in range(6)]
+    requests = [Request((i,), 20) for i in range(6)]
     found = run(decoder, requests, sampler)
     assert found == run(Plain(300, 16, spread=3.0), requests, TopPSampler(p=0.7, seed=8))
     rows = sampler.rows_from_all
@@ -101,7 +113,7 @@ def test_the_temperature_is_told_before_the_prompt_is_read() -> None:
 
     for given, told in ((0.5, 0.5), (1.0, 1.0), (1e-40, float(np.float32(1e-30))), (1e300, 1e30)):
         decoder = Watching(90, 8)
-        run(decoder, [RowRequest((1,), 3), RowRequest((2,), 3)], TopKSampler(temperature=given))
+        run(decoder, [Request((1,), 3), Request((2,), 3)], TopKSampler(temperature=given))
         assert decoder.seen == pytest.approx([told] * 4, rel=1e-6)
     assert isinstance(decoder.caches[0], TemperedCache)
     assert not isinstance(SequenceDecoder(9).new_cache(1, 1), TemperedCache)
@@ -111,9 +123,7 @@ def test_the_temperature_is_told_before_the_prompt_is_read() -> None:
 def test_searches_read_all_logits(sampler: Sampler) -> None:
     results = []
     for decoder in (BestDecoder(90, 8), Plain(90, 8)):
-        found = sampler.start(decoder, REQUESTS)
-        list(found.steps())
-        results.append([row.token_ids for row in found.rows])
+        results.append(run(decoder, REQUESTS, sampler))
     assert results[0] == results[1]
 
 
@@ -140,7 +150,7 @@ def test_who_overrides_sample_alone_is_asked_with_all_logits() -> None:
     for sampler in (NeverZero(k=1), mixed(k=1), further(k=1)):
         assert choose(sampler, listed([3, 2, 1, 0], count=3)) is None
         decoder = BestDecoder(90, best=8)
-        (tokens,) = run(decoder, [RowRequest((1, 2), 12)], sampler)
+        (tokens,) = run(decoder, [Request((1, 2), 12)], sampler)
         assert len(decoder.reads) == decoder.steps == len(tokens) == 10
     same = type("Same", (TopKSampler,), {"get_config": lambda self: {}})
     assert choose(same(k=1), listed([3, 2, 1, 0], count=3)) == [0]
@@ -226,10 +236,15 @@ def test_minus_infinity_is_seen_only_among_the_best() -> None:
 @pytest.mark.parametrize("field", ["logits", "totals"])
 def test_rows_without_new_tokens_may_hold_anything(field: str) -> None:
     class Ragged(BestDecoder):
-        def append(self, cache: Any, token_ids: Any, new_lengths: Any, **options: Any) -> StepOutput:
+        def append(
+            self, cache: Any, token_ids: Any, new_lengths: Any, *, first_row: int = 0, **options: Any
+        ) -> StepOutput:
+            options["first_row"] = first_row
             output = super().append(cache, token_ids, new_lengths, **options)
             assert output.best is not None
-            getattr(output.best, field)[new_lengths == 0] = np.nan
+            idle = np.ones(len(cache.lengths), bool)
+            idle[first_row : first_row + len(new_lengths)] = new_lengths == 0
+            getattr(output.best, field)[idle] = np.nan
             return output
 
     decoder = Ragged(50, 8)

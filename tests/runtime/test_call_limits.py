@@ -79,6 +79,11 @@ def test_without_limits_nothing_ends_a_call() -> None:
     CallLimits(60, threading.Event()).check()
 
 
+def test_the_error_counts_tokens() -> None:
+    for tokens, text in ((0, "0 new tokens;"), (1, "1 new token;"), (2, "2 new tokens;")):
+        assert f"cancelled after {text}" in str(CallLimits().error("cancelled", tokens))
+
+
 def test_the_time_counts_from_the_call(clock: Clock) -> None:
     limits = CallLimits(59)
     limits.check()
@@ -284,10 +289,8 @@ class Expiring:
 
 def test_a_cut_beam_search_gives_its_best_beams_so_far(generator: Generator) -> None:
     generator.compile(BeamSampler(num_beams=3, return_all_beams=True))
-    # Asked for two caches, the prompt and four steps.
-    (result,) = generator.generate_results(
-        "ab", max_length=30, stop_token_ids=None, cancel=Expiring(2 + 1 + 4)
-    )
+    # Asked before each step, the first of which reads the prompt.
+    (result,) = generator.generate_results("ab", max_length=30, stop_token_ids=None, cancel=Expiring(5))
     whole = generator.generate_results("ab", max_length=3 + 5, stop_token_ids=None)[0]
     assert whole.generated_tokens == 5
     assert result.finish_reason == "cancelled"
@@ -302,7 +305,7 @@ def test_a_cut_contrastive_search_gives_its_tokens_so_far(generator: Generator) 
     generator.compile("contrastive")
     options: dict[str, Any] = {"max_length": 30, "stop_token_ids": None}
     (whole,) = generator.generate_results("ab", **options)
-    (result,) = generator.generate_results("ab", **options, cancel=Expiring(2 + 1 + 4))
+    (result,) = generator.generate_results("ab", **options, cancel=Expiring(1 + 4))
     assert result.finish_reason == "cancelled"
     assert result.token_ids == whole.token_ids[:4]
 

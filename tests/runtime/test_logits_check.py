@@ -9,8 +9,13 @@ import numpy as np
 import pytest
 
 from runtime import Generator, LogitsError, samplers
-from runtime.call_decoder import check_logits
-from runtime.samplers import Sampler
+from runtime.cache import KVCache
+from runtime.decoder import StepOutput
+from runtime.engine.engine import Engine
+from runtime.engine.logits_check import bad_rows
+from runtime.engine.request import Request
+from runtime.samplers import GreedySampler, Sampler
+from tests.runtime.engine_runs import begin, new_call, run, run_calls
 from tests.runtime.fake_decoder import SequenceDecoder
 
 BAD = [np.nan, -np.nan, np.inf, -np.inf]
@@ -78,33 +83,36 @@ def test_the_error_says_where_and_what_to_do() -> None:
 @pytest.mark.parametrize("bad", BAD, ids=str)
 def test_one_among_many_is_found(bad: float, position: int) -> None:
     logits = np.random.default_rng(0).standard_normal((3, 300)).astype(np.float32)
-    ones = np.ones(3, np.int32)
-    check_logits(logits, ones, ones)
+    for rows in ([0, 1, 2], [0, 2], [2]):
+        assert bad_rows(StepOutput(logits), rows) == {}
     logits[2, position] = bad
-    with pytest.raises(LogitsError, match=r"1 of 300 logits .* in row 2 of 3"):
-        check_logits(logits, ones, ones)
+    for rows in ([0, 1, 2], [0, 2], [2], [2, 1], [1, 2, 0]):
+        assert bad_rows(StepOutput(logits), rows) == {2: 1}
+    assert bad_rows(StepOutput(logits), [0, 1]) == {}
 
 
 def test_both_infinities_at_once() -> None:
     logits = np.array([[np.inf, -np.inf, 0]], np.float32)
-    with pytest.raises(LogitsError, match=r"2 of 3 logits"):
-        check_logits(logits, np.array([1]), np.array([5], np.int32))
+    assert bad_rows(StepOutput(logits), [0]) == {0: 2}
 
 
 def test_rows_without_new_tokens_may_hold_anything() -> None:
     logits = np.array([[np.nan, 1], [2, 3], [np.inf, 0]], np.float32)
-    check_logits(logits, np.array([0, 1, 0]), np.array([4, 5, 6], np.int32))
+    assert bad_rows(StepOutput(logits), [1]) == {}
+    assert bad_rows(StepOutput(logits), [0, 1]) == {0: 1}  # also in between those that are looked at
+    logits = np.array([[1, 1], [np.nan, 3], [2, 0]], np.float32)
+    assert bad_rows(StepOutput(logits), [0, 2]) == {}
 
 
 def test_large_finite_logits_whose_sum_overflows_are_fine() -> None:
     logits = np.full((1, 64), np.finfo(np.float32).max)
-    check_logits(logits, np.array([1]), np.array([5], np.int32))
+    assert bad_rows(StepOutput(logits), [0]) == {}
 
 
 def test_a_model_with_damaged_weights(cpu_decoder: Any) -> None:
     class Damaged:
-        config, cache_dtype = cpu_decoder.config, cpu_decoder.cache_dtype
-        new_cache = cpu_decoder.new_cache
+        def __getattr__(self, name: str) -> Any:
+            return getattr(cpu_decoder, name)
 
         def append(self, cache: Any, *arguments: Any, **options: Any) -> Any:
             cache.layers[0][1][:] = np.nan
@@ -113,3 +121,61 @@ def test_a_model_with_damaged_weights(cpu_decoder: Any) -> None:
     generator = Generator(Damaged(), None, "greedy")  # type: ignore[arg-type]
     with pytest.raises(LogitsError, match=r"300 of 300 logits"):
         generator.generate(PROMPTS, stop_token_ids=None)
+
+
+# === Calls in flight together ===
+
+
+def test_only_the_call_with_such_a_row_ends() -> None:
+    """In the middle of others' texts; its own rows are of no use to it any more."""
+    decoder = FaultyDecoder(np.nan, after=5)
+    engine = Engine(decoder)
+    requests = [[Request((1, 2), 12)], [Request((4,), 12), Request((3, 1), 12)], [Request((5,), 9)]]
+    alone = [run(decoder, [request], GreedySampler()) for request in (*requests[0], *requests[2])]
+    calls = [new_call(decoder, each, GreedySampler()) for each in requests]
+    run_calls(engine, *calls)
+    assert [type(call.error) for call in calls] == [type(None), LogitsError, type(None)]
+    with pytest.raises(LogitsError, match=r"2 of 9 logits .* in row 1 of 2, after 5 tokens"):
+        calls[1].check_complete()
+    for call, one in zip(calls[::2], alone, strict=True):
+        assert call.sequences[0].token_ids == one.sequences[0].token_ids
+        assert call.sequences[0].finish_reason == "length"
+    assert engine.memory.bytes_in_use == 0
+
+
+@pytest.mark.parametrize("kind", ["cpu_decoder", "decoder", "device_decoder"])
+def test_what_is_no_number_is_gone_from_the_cache(kind: str, request: Any) -> None:
+    """Masked places are multiplied by zero: of the row's next owner, everything would be NaN."""
+    decoder = request.getfixturevalue(kind)
+    prompts = [Request((2, 5, 6), 30), Request((2, 7), 30)]
+    engine = Engine(decoder)
+    wanted = [run(decoder, [one], GreedySampler()).sequences[0].token_ids for one in prompts]
+    first, second = (new_call(decoder, [one], GreedySampler()) for one in prompts)
+    begin(engine, first)
+    begin(engine, second)
+    engine.step()
+    (slots,) = engine._slots.values()
+    row = first.sequences[0].rows[0]
+    poison(decoder, slots.cache, row)
+    engine.step()
+    assert isinstance(first.error, LogitsError)
+    third = new_call(decoder, prompts[:1], GreedySampler())
+    begin(engine, third)
+    engine.step()
+    assert third.sequences[0].rows == [row]
+    while not (second.ended and third.ended):
+        engine.step()
+    assert [call.sequences[0].token_ids for call in (third, second)] == wanted
+
+
+def poison(decoder: Any, cache: Any, row: int) -> None:
+    """Fills a row with NaN."""
+    if isinstance(cache, KVCache):
+        for pair in cache.layers:
+            for buffer in pair:
+                buffer[row] = np.nan
+        return
+    shape = cache.buffers.shape
+    for tensor in range(shape.tensors):
+        not_a_number = np.full(shape.row_bytes, 0xFF, np.uint8)  # in float16
+        decoder._memory.write(cache.buffers.tensor(tensor, row), not_a_number)

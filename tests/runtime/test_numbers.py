@@ -11,12 +11,13 @@ import pytest
 
 from runtime import samplers
 from runtime.arguments import check_length
-from runtime.cache_budget import CacheBudget
 from runtime.call_limits import CallLimits
+from runtime.engine.memory import CacheMemory
 from runtime.numbers import positive_number, read_real, read_whole, share, whole_number
 from runtime.samplers import BeamSampler, ContrastiveSampler, RandomSampler, TopKSampler, TopPSampler
 from runtime.session import SessionDecoder
 from runtime.session_opener import check_threads
+from tests.runtime.fake_decoder import SequenceDecoder
 
 WHOLE = [3, np.int32(3), np.uint8(3), np.int64(3), np.array(3)]
 NO_WHOLE = [
@@ -79,7 +80,7 @@ def test_none_is_named_where_it_is_taken() -> None:
 
 WHOLE_ARGUMENTS: dict[str, Callable[[Any], Any]] = {
     "threads": check_threads,
-    "max_cache_bytes": CacheBudget,
+    "max_cache_bytes": lambda value: CacheMemory(SequenceDecoder(5), value),
     "k": lambda value: TopKSampler(k=value).k,
     "k of top_p": lambda value: TopPSampler(k=value).k,
     "k of contrastive": lambda value: ContrastiveSampler(k=value).k,

@@ -6,13 +6,18 @@ import numpy as np
 import pytest
 
 from runtime.session import SessionDecoder
-from tests.runtime.test_session import append, assert_close, logits_alone, random_rows
+from tests.runtime.test_session import append, assert_close, check_some_rows, logits_alone, random_rows
 
 
 @pytest.fixture
 def decoder(any_decoder: SessionDecoder) -> SessionDecoder:
     """Every test here is for all targets."""
     return any_decoder
+
+
+@pytest.mark.parametrize("hidden_states", [False, True])
+def test_some_rows_of_a_cache_take_tokens(decoder: SessionDecoder, hidden_states: bool) -> None:
+    check_some_rows(decoder, assert_close, hidden_states)
 
 
 def test_roll_back_forgets(decoder: SessionDecoder) -> None:
@@ -39,11 +44,11 @@ def test_roll_back_takes_lengths_that_rows_have(decoder: SessionDecoder, lengths
     assert cache.lengths.tolist() == [3, 2]
 
 
-def test_reorder_copies_rows(decoder: SessionDecoder) -> None:
+def test_copies_within_a_cache(decoder: SessionDecoder) -> None:
     rows = random_rows([5, 9, 2])
     cache = decoder.new_cache(3, 12)
     append(decoder, cache, rows)
-    cache.reorder(np.array([1, 0, 1]))
+    cache.copy_rows(cache, np.array([1, 0, 1]), np.arange(3))
     assert cache.lengths.tolist() == [9, 5, 9]
     logits = append(decoder, cache, [[21], [22], [23]])
     for row, previous, token in zip(logits, (1, 0, 1), (21, 22, 23), strict=True):
@@ -80,23 +85,11 @@ def test_copies_are_of_slots_in_use_from_the_first_on(decoder: SessionDecoder) -
             assert np.array_equal(part[same], old[same])
 
 
-def test_rows_that_stay_are_not_touched(decoder: SessionDecoder) -> None:
-    cache = decoder.new_cache(3, 8)
-    append(decoder, cache, random_rows([4, 5, 2]))
-    cache.reorder(np.array([0, 1, 2]))
-    for pair in cache.layers:
-        for part in pair:
-            part.flags.writeable = False  # any write would raise
-    cache.reorder(np.array([0, 1, 2]))
-    with pytest.raises(ValueError, match="read-only"):
-        cache.reorder(np.array([0, 1, 1]))
-
-
 def test_rows_may_trade_places(decoder: SessionDecoder) -> None:
     rows = random_rows([5, 9, 2])
     cache = decoder.new_cache(3, 12)
     append(decoder, cache, rows)
-    cache.reorder(np.array([2, 0, 1]))
+    cache.copy_rows(cache, np.array([2, 0, 1]), np.arange(3))
     logits = append(decoder, cache, [[21], [22], [23]])
     for row, previous, token in zip(logits, (2, 0, 1), (21, 22, 23), strict=True):
         assert_close(row, logits_alone(decoder, [*rows[previous], token]))

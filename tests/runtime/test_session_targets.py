@@ -161,7 +161,9 @@ def test_appending_to_copied_rows_agrees(
         target.copy_rows(source, np.array([0, 0, 1, 1, 0]), np.arange(5))
     beams.lengths = [9, 9, 4, 4, 9]
     beams.append([1] * 5)
-    beams.each("reorder", np.array([1, 0, 3, 3, 0]), 4)
+    for cache in beams.caches:
+        cache.copy_rows(cache, np.array([1, 0, 3, 0]), np.array([0, 1, 2, 4]), 4)
+    beams.lengths = [10, 10, 5, 5, 10]
     beams.append([1] * 5)
     beams.append([2, 1, 3, 0, 1])
 
@@ -252,8 +254,8 @@ PLANS: list[tuple[list[int], list[int], list[Run]]] = [
         [(PREFILL, 0, (1, 2), [2]), (PREFILL, 1, (1, 3), [3]), (DECODE, 2, (1, 1), [1])],
     ),
     ([3, 1, 1], [0, 0, 2], [(PREFILL, 2, (1, 2), [2])]),
-    # A single token of each row is a step, whose buffers the cache has bound already.
-    ([3, 1, 1], [1, 0, 1], []),
+    # A single token of each row is a step of all.
+    ([3, 1, 1], [1, 0, 1], [(DECODE, 0, (3, 1), [1, 0, 1])]),
 ]
 
 
@@ -268,6 +270,15 @@ def test_runs_of_an_append(
     append(cpu_decoder, cache, random_rows(new, seed=1))
     assert runs == plan
     assert cache.lengths.tolist() == [a + b for a, b in zip(past or [0] * 3, new, strict=True)]
+
+
+def test_the_buffers_of_a_step_are_bound_once(cpu_decoder: SessionDecoder, runs: list[Run]) -> None:
+    """For each number of rows that take it together."""
+    cache = cpu_decoder.new_cache(3, 20)
+    for rows in ([[5]] * 3, [[6]] * 3, [[7], [], [7]], [[8]] * 2, [[9], [9]], [[3]] * 3):
+        append(cpu_decoder, cache, rows)
+    assert [shape for _, _, shape, _ in runs] == [(3, 1), (2, 1)]
+    assert cache.lengths.tolist() == [6, 5, 4]
 
 
 def test_the_portable_graphs_take_everything_at_once(portable: SessionDecoder, runs: list[Run]) -> None:

@@ -168,16 +168,28 @@ def test_calls_reuse_buffers_and_graphs(device_decoder: DeviceDecoder, memory: S
     seen = set()
     for capacity in (10, 20, 63, 40):
         cache = device_decoder.new_cache(2, capacity)
-        seen.add((cache.buffers.graph_id, cache.buffers.addresses, id(cache.buffers.binding[0])))
-        del cache
+        step = device_decoder._decode_step(cache.buffers, 2)
+        seen.add((step.graph_id, cache.buffers.addresses, id(step.binding)))
+        del cache, step
     assert len(seen) == 1
-    caches = [device_decoder.new_cache(2, 10), device_decoder.new_cache(2, 10)]
-    ids = {cache.buffers.graph_id for cache in caches}
-    ids |= {device_decoder.new_cache(1, 10).buffers.graph_id}
-    ids |= {device_decoder.new_cache(2, 64).buffers.graph_id}
-    assert ids == {1, *ids}
-    assert len(ids) == 4
-    assert min(ids) == 1
+    caches = [device_decoder.new_cache(2, 10) for _ in range(2)]
+    caches += [device_decoder.new_cache(1, 10), device_decoder.new_cache(2, 64)]
+    ids = [device_decoder._decode_step(cache.buffers, cache.batch).graph_id for cache in caches]
+    ids += [device_decoder._decode_step(cache.buffers, 1).graph_id for cache in caches]
+    assert sorted(set(ids)) == [1, 2, 3, 4, 5, 6, 7]
+    assert ids[2] == ids[6]  # one row of one
+
+
+def test_steps_of_fewer_rows_share_their_graphs(
+    device_decoder: DeviceDecoder, memory: SmallMemory
+) -> None:
+    """A graph for each number of rows would fill the device."""
+    cache = device_decoder.new_cache(6, 20)
+    for rows in range(1, 7):
+        device_decoder.append(cache, np.ones((rows, 1), np.int64), np.ones(rows, np.int32))
+    assert cache.lengths.tolist() == [6, 5, 4, 3, 2, 1]
+    assert sorted(cache.buffers.steps) == [1, 2, 4, 6]
+    assert len({step.graph_id for step in cache.buffers.steps.values()}) == 4
 
 
 def test_buffers_at_the_places_of_former_ones_have_their_graph(
@@ -190,7 +202,7 @@ def test_buffers_at_the_places_of_former_ones_have_their_graph(
     ids = []
     for _ in range(3):
         cache = device_decoder.new_cache(2, 10)
-        ids.append(cache.buffers.graph_id)
+        ids.append(device_decoder._decode_step(cache.buffers, 2).graph_id)
         del cache
         assert device_decoder._pool.free_one()
     assert ids[0] == ids[1] != ids[2]
@@ -223,11 +235,11 @@ def test_a_generator_that_is_gone_leaves_nothing(
     decoder = DeviceDecoder(cuda_bundle.manifest, sessions, memory, cuda_graphs=False)
     generator = Generator(decoder, cuda_bundle.tokenizer, "beam")
     generator.generate(["ab", "The quick"], max_length=20)
-    assert len(memory._buffers) == 9  # those of the prompts and of the beams, and what runs share
+    assert len(memory._buffers) == 5  # those of the cache, and what runs share
     cache = decoder.new_cache(1, 10)
     del generator, decoder
     gc.collect()
-    assert len(memory._buffers) == 12
+    assert len(memory._buffers) == 8
     del cache
     assert memory._buffers == {}
     assert config.num_layers == 2

@@ -169,19 +169,18 @@ def test_rows_of_another_cache_of_another_capacity() -> None:
     assert narrow.lengths.tolist() == [0]
 
 
-def test_reordering_moves_what_changes_only(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("clean", [False, True])
+def test_a_released_row_is_empty(clean: bool) -> None:
+    """What may be no number goes; anything else may stay until it is written over."""
     memory = SmallMemory()
     cache = make_cache(memory, batch=4)
     cache.lengths[:] = [3, 7, 5, 1]
-    before, copied = read(memory, cache), []
-    copy = cache._copy
-    monkeypatch.setattr(cache, "_copy", lambda *sizes: copied.append(sizes) or copy(*sizes))
-    cache.reorder(np.array([0, 0, 2, 3]))
-    assert len(copied) == cache.buffers.shape.tensors
-    wanted = before.copy()
-    wanted[:, 1, :, :3] = before[:, 0, :, :3]
+    wanted = read(memory, cache)
+    cache.release(2, clean=clean)
+    assert cache.lengths.tolist() == [3, 7, 0, 1]
+    if clean:
+        wanted[:, 2] = 0
     assert np.array_equal(read(memory, cache), wanted)
-    assert cache.lengths.tolist() == [3, 3, 5, 1]
 
 
 def test_copied_rows_go_on_as_their_source(device_decoder: DeviceDecoder) -> None:

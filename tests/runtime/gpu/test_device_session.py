@@ -18,7 +18,7 @@ from runtime.gpu.memory import CudaMemory, DeviceMemory, HostMemory
 from runtime.gpu.session import DeviceDecoder
 from runtime.session_opener import SessionOpener
 from tests.runtime.gpu.stub_cuda import StubCuda
-from tests.runtime.test_session import RAGGED, append, logits_alone, random_rows
+from tests.runtime.test_session import RAGGED, append, check_some_rows, logits_alone, random_rows
 from tests.runtime.toy import CASES, HIDDEN, HIDDEN_STATES, POSITIONS, VOCABULARY, ragged_pieces
 
 KINDS = ["fp16", "fp16 in pieces", "fp32 of revision 1", "fp32 of revision 1 in pieces", "fp16 on CUDA"]
@@ -136,6 +136,11 @@ def test_rows_that_ended_wait_at_the_last_position_of_the_model(decoder: Any, cl
     close(append(decoder, cache, [full[-2:-1], []])[0], wanted[0])
     with pytest.raises(ValueError, match="a row of 66 tokens has no room in a cache of 64"):
         append(decoder, cache, [[1, 2, 3], [1]])
+
+
+@pytest.mark.parametrize("hidden_states", [False, True])
+def test_some_rows_of_a_cache_take_tokens(decoder: Any, close: Any, hidden_states: bool) -> None:
+    check_some_rows(decoder, close, hidden_states)
 
 
 # === How a prompt is run ===
@@ -273,7 +278,7 @@ def test_what_does_not_fit_the_cache(device_decoder: DeviceDecoder, tmp_path: Pa
     cache = device_decoder.new_cache(2, 4)
     with pytest.raises(ValueError, match="a row of 5 tokens has no room in a cache of 4"):
         append(device_decoder, cache, [[1, 2, 3, 4, 5], [1]])
-    with pytest.raises(ValueError, match=r"a cache of 2 rows got 3 rows and \(3,\) lengths"):
+    with pytest.raises(ValueError, match=r"a cache of 2 rows got 3 rows from 0 on and \(3,\) lengths"):
         append(device_decoder, cache, [[1], [1], [1]])
     for lengths in ([3, 1], [1, -1]):
         with pytest.raises(ValueError, match=r"new_lengths must be from 0 to 2, got \["):

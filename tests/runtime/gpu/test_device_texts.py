@@ -95,10 +95,11 @@ def test_nan_in_the_cache_ends_one_call_only(
     text = generator.generate("The quick", max_length=40, stop_token_ids=None)
     stream = generator.stream("The quick", max_length=40, stop_token_ids=None)
     next(stream), next(stream)
-    (cache,) = generator._budget._caches
+    (slots,) = generator._engine._slots.values()
+    cache = slots.cache
     poison = np.full(cache.nbytes, 0xFF, np.uint8)
     device_decoder._memory.write(cache.buffers.pointer, poison)
-    del cache
+    del slots, cache
     with pytest.raises(LogitsError, match=r"300 of 300 logits that are not finite numbers"):
         list(stream)
     assert generator.generate("The quick", max_length=40, stop_token_ids=None) == text

@@ -161,10 +161,13 @@ class AllLogits:
     """A decoder whose best logits nobody sees."""
 
     def __init__(self, decoder: DeviceDecoder) -> None:
-        self.config, self.new_cache, self._append = decoder.config, decoder.new_cache, decoder.append
+        self._decoder = decoder
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._decoder, name)
 
     def append(self, *arguments: Any, **options: Any) -> StepOutput:
-        output = self._append(*arguments, **options)
+        output = self._decoder.append(*arguments, **options)
         return StepOutput(output.logits, output.hidden_states)
 
 
@@ -215,10 +218,10 @@ def test_calls_of_a_shape_share_buffers_and_a_recording(
     for prompts, capacity, count in (
         (["ab"], 30, 1),
         (["The quick"], 40, 1),
-        (["ab", "The quick"], 40, 2),
-        (["ab"], 64, 3),
-        (["ab"], 20, 3),
-        (["ab", ""], 30, 3),
+        (["ab", "The quick"], 40, 3),  # two rows, and the shorter prompt's when the other has ended
+        (["ab"], 64, 4),
+        (["ab"], 20, 4),
+        (["ab", ""], 30, 4),
     ):
         generators = [
             Generator(one, cuda_bundle.tokenizer, "greedy") for one in (cold_decoder, plain_decoder)
@@ -282,7 +285,7 @@ def test_a_cache_that_does_not_fit(gpu_decoder: DeviceDecoder, cuda_bundle: Bund
     free = level(gpu_decoder)
     rows = free // CacheShape(gpu_decoder.config, "float16", 1, 30).nbytes + 1000
     with pytest.raises(CacheMemoryError, match=r"of the memory of cuda:0 are available") as raised:
-        generator._budget.new_cache(gpu_decoder, rows, 30)
+        generator._engine.memory.new_cache(rows, 30)
     assert raised.value.needed > raised.value.allowed > 0
     with pytest.raises(DeviceMemoryError, match=r"does not fit in the memory of cuda:0, of which"):
         gpu_decoder.new_cache(rows, 30)

@@ -211,16 +211,18 @@ def long_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "LONG_RUN", 0)
 
 
-@pytest.mark.usefixtures("long_runs")
-def test_interruptible_runs_give_the_same(any_decoder: session.SessionDecoder) -> None:
-    watched = any_decoder.interruptible(lambda: None)
-    prompt, length = np.array([[2, 5, 6, 7, 8]]), np.array([5], np.int32)
-    one = np.ones(1, np.int32)
+def test_interruptible_runs_give_the_same(
+    any_decoder: session.SessionDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces = [[2, 5, 6, 7, 8], [0], [1], [2], [3]]
     steps = []
-    for decoder in (any_decoder, watched):
-        cache = decoder.new_cache(1, 12)
-        logits = [decoder.append(cache, prompt, length).logits.copy()]
-        logits += [decoder.append(cache, np.array([[i]]), one).logits.copy() for i in range(4)]
+    for long_run in (0, float("inf")):
+        monkeypatch.setattr(session, "LONG_RUN", long_run)
+        cache, logits = any_decoder.new_cache(1, 12), []
+        for piece in pieces:
+            length = np.array([len(piece)], np.int32)
+            output = any_decoder.append(cache, np.array([piece]), length, check=lambda: None)
+            logits.append(output.logits.copy())
         steps.append(np.stack(logits))
     assert (steps[0] == steps[1]).all()
 
@@ -242,31 +244,33 @@ def test_a_run_that_is_ended_appends_nothing(
 
     cache = cpu_decoder.new_cache(2, 12)
     prompts, lengths = np.array([[2, 5, 6], [7, 8, 0]]), np.array([3, 2], np.int32)
-    watched = cpu_decoder.interruptible(lambda: None)
     with monkeypatch.context() as patch:
         patch.setattr(session, "run_interruptibly", run_and_end)
         with pytest.raises(Ended):
-            watched.append(cache, prompts, lengths)
+            cpu_decoder.append(cache, prompts, lengths)
     assert "terminate flag" in ended[0]
     assert cache.lengths.tolist() == [0, 0]
     wanted = cpu_decoder.append(cpu_decoder.new_cache(2, 12), prompts, lengths).logits
-    assert (watched.append(cache, prompts, lengths).logits == wanted).all()
+    assert (cpu_decoder.append(cache, prompts, lengths).logits == wanted).all()
 
 
 def test_long_runs_only_take_a_thread(
     cpu_decoder: session.SessionDecoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokens: list[str] = []
-    monkeypatch.setattr(session, "run_interruptibly", lambda run, *_: (tokens.append("long"), run()))
+    checks: list[Any] = []
+    monkeypatch.setattr(
+        session, "run_interruptibly", lambda run, _, check: (checks.append(check), run())
+    )
     monkeypatch.setattr(session, "LONG_RUN", cpu_decoder.config.num_parameters * 4)
     monkeypatch.setattr(session, "CHUNK_TOKENS", 192)
-    watched, cache = cpu_decoder.interruptible(lambda: None), cpu_decoder.new_cache(1, 20)
-    watched.append(cache, np.array([[2, 5, 6]]), np.array([3], np.int32))
-    assert tokens == []
-    watched.append(cache, np.array([[2, 5, 6, 7]]), np.array([4], np.int32))
-    assert tokens == ["long"]
-    cpu_decoder.append(cache, np.array([[2, 5, 6, 7]]), np.array([4], np.int32))
-    assert tokens == ["long"]
+    cache = cpu_decoder.new_cache(1, 20)
+    cpu_decoder.append(cache, np.array([[2, 5, 6]]), np.array([3], np.int32), check=pytest.fail)
+    assert checks == []
+    four = np.array([[2, 5, 6, 7]]), np.array([4], np.int32)
+    cpu_decoder.append(cache, *four, check=pytest.fail)
+    assert checks == [pytest.fail]
+    cpu_decoder.append(cache, *four)  # signals end it as well
+    assert checks == [pytest.fail, None]
 
 
 @pytest.mark.usefixtures("long_runs")

@@ -1,105 +1,135 @@
-"""Caches' memory is given out again, zeroed, once nothing refers to it."""
+"""Memory that is there where it has been written to, and goes back page by page."""
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+import mmap
+import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from runtime import CacheMemoryError, Generator, cache_budget
-from runtime.bundle import Bundle
-from runtime.session import SessionDecoder
-from runtime.system.kept_memory import KeptMemory
+from runtime.system import lazy_memory
+from runtime.system.lazy_memory import LazyArray
+
+PAGE = mmap.PAGESIZE
+MB = 2**20
+linux = pytest.mark.skipif(sys.platform != "linux", reason="pages are counted under Linux")
 
 
-def address(array: np.ndarray[Any, Any]) -> int:
-    return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
+def resident_bytes() -> int:
+    """Memory that the process has."""
+    return int(Path("/proc/self/statm").read_text("utf-8").split()[1]) * PAGE
 
 
-def test_memory_is_used_again_and_is_zero() -> None:
-    memory = KeptMemory()
-    first = memory.zeros((3, 5), "float32")
-    assert (first.shape, first.dtype, first.any()) == ((3, 5), np.float32, False)
-    place = address(first)
-    first.fill(np.nan)
-    del first
-    assert memory.idle_bytes == 60
-    second = memory.zeros((7,), "float64")
-    assert address(second) == place
-    assert memory.idle_bytes == 0
-    assert not second.any()
+@pytest.fixture(params=[True, False], ids=["pages go back", "pages stay"])
+def returns(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """With and without the system's way to take pages back."""
+    if not request.param:
+        monkeypatch.setattr(lazy_memory, "_RETURNS", False)
+    elif sys.platform != "linux":
+        pytest.skip("this system takes no pages back")
+    return bool(request.param)
 
 
-def test_memory_in_use_is_not_given_out() -> None:
-    memory = KeptMemory()
-    view = memory.zeros((4, 4), "float32")[1:, 2]  # what is left of an array is enough
-    view.fill(7)
-    other = memory.zeros((4, 4), "float32")
-    assert not np.shares_memory(view, other)
-    assert (view == 7).all()
+@pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])
+@pytest.mark.parametrize("shape", [(3, 5, 7), (1,), (0,), (4, 0, 2), (2, 3000)])
+def test_an_array_of_zeros(shape: tuple[int, ...], dtype: str) -> None:
+    array = LazyArray(shape, dtype).array
+    assert (array.shape, array.dtype) == (shape, np.dtype(dtype))
+    assert not array.any()
+    array[...] = 7
+    assert (array == 7).all()
 
 
-def test_the_last_memory_is_kept() -> None:
-    memory = KeptMemory()
-    first, second = memory.zeros((100,), "uint8"), memory.zeros((50,), "uint8")
-    del first
-    assert memory.idle_bytes == 0
-    del second
-    assert memory.idle_bytes == 50
-    assert memory.zeros((60,), "uint8").nbytes == 60
-    assert memory.idle_bytes == 60
+@pytest.mark.parametrize(
+    ("start", "stop"),
+    [
+        (0, 8 * PAGE),
+        (PAGE, 3 * PAGE),
+        (PAGE - 1, 3 * PAGE + 1),
+        (PAGE + 1, 3 * PAGE - 1),
+        (5, 9),
+        (PAGE + 5, PAGE + 9),
+        (PAGE - 5, PAGE + 5),
+        (PAGE - 5, 2 * PAGE + 5),
+        (PAGE, PAGE),
+        (7 * PAGE + 3, 8 * PAGE),
+    ],
+)
+def test_some_bytes_are_cleared_and_no_others(start: int, stop: int, returns: bool) -> None:
+    memory = LazyArray((8 * PAGE,), "uint8")
+    for _ in range(2):
+        memory.array[:] = 1
+        memory.clear(start, stop)
+        assert not memory.array[start:stop].any()
+        assert memory.array[:start].all()
+        assert memory.array[stop:].all()
 
 
-def test_large_memory_is_not_kept() -> None:
-    memory = KeptMemory(most_bytes=100)
-    assert memory.zeros((101,), "uint8").shape == (101,)
-    assert memory.idle_bytes == 0
+def test_what_no_page_is_large_enough_for() -> None:
+    with pytest.raises(MemoryError, match=r"the system gave no [0-9,]+ bytes"):
+        LazyArray((2**40, 2**40), "float32")
 
 
-def test_two_threads_never_get_the_same_memory() -> None:
-    """Both find it idle, unless one waits until the other has taken it."""
-    together = threading.Barrier(2)
-
-    class Met(KeptMemory):
-        def _is_idle(self) -> bool:
-            idle = super()._is_idle()
-            with contextlib.suppress(threading.BrokenBarrierError):  # the other one waits for the lock
-                together.wait(0.5)
-            return idle
-
-    memory = Met()
-    assert memory.zeros((100,), "uint8").nbytes == 100
-    together.reset()
-    with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(lambda _: memory.zeros((100,), "uint8"), range(2))
-    assert not np.shares_memory(first, second)
+def test_views_outlive_the_object() -> None:
+    view = LazyArray((3, 100), "float32").array[1]
+    view[:] = 5
+    assert view.sum() == 500
 
 
-def test_a_cache_takes_the_memory_of_the_one_before(cpu_decoder: SessionDecoder) -> None:
-    cache = cpu_decoder.new_cache(2, 12)
-    prompts, lengths = np.array([[2, 5, 6], [7, 8, 0]]), np.array([3, 2], np.int32)
-    logits = cpu_decoder.append(cache, prompts, lengths).logits.copy()
-    places, size = [address(keys) for keys, _ in cache.layers], cache.nbytes
-    del cache
-    assert cpu_decoder.idle_bytes >= size
-    cache = cpu_decoder.new_cache(2, 12)
-    assert [address(keys) for keys, _ in cache.layers] == places
-    assert not any(buffer.any() for pair in cache.layers for buffer in pair)
-    assert (cpu_decoder.append(cache, prompts, lengths).logits == logits).all()
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_forked_process_has_a_copy() -> None:
+    """As of all other memory: what a child writes is not its parent's."""
+    memory = LazyArray((2 * PAGE,), "uint8")
+    memory.array[:] = 1
+    child = os.fork()
+    if child == 0:
+        seen = bool(memory.array.all())
+        memory.array[:] = 2
+        memory.clear(0, 2 * PAGE)
+        os._exit(0 if seen else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert (memory.array == 1).all()
 
 
-def test_kept_memory_counts_as_available(
-    cpu_decoder: SessionDecoder, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    generator = Generator(cpu_decoder, bundle.tokenizer, "greedy")
-    text = generator.generate("ab", max_length=20)
-    kept = cpu_decoder.idle_bytes
-    monkeypatch.setattr(cache_budget, "SMALL_BYTES", 0)
-    monkeypatch.setattr(cache_budget, "available_memory_bytes", lambda: 0)
-    assert generator.generate("ab", max_length=20) == text
-    with pytest.raises(CacheMemoryError, match="of memory are available"):
-        generator.generate(["ab"] * (kept // 1000), max_length=20)
+# === Pages ===
+
+
+@linux
+def test_pages_come_where_something_is_written() -> None:
+    """Single ones: a few numbers in each row of a large array take no row."""
+    before = resident_bytes()
+    memory = LazyArray((64, MB), "uint8")
+    assert resident_bytes() - before < 4 * MB
+    memory.array[:, 0] = 1
+    assert resident_bytes() - before < 8 * MB  # 64 pages
+    memory.array[:32] = 1
+    assert resident_bytes() - before > 28 * MB
+    assert memory.array.sum() == 32 * MB + 32
+
+
+@linux
+def test_pages_of_cleared_bytes_go_back() -> None:
+    memory = LazyArray((64, MB), "uint8")
+    memory.array[...] = 1
+    before = resident_bytes()
+    memory.clear(0, 48 * MB)
+    assert before - resident_bytes() > 40 * MB
+    assert memory.array.sum() == 16 * MB
+    memory.array[:8] = 2  # and come again
+    assert memory.array.sum() == 32 * MB
+
+
+@linux
+def test_all_pages_go_back_with_the_array() -> None:
+    memory = LazyArray((64, MB), "uint8")
+    memory.array[...] = 1
+    view = memory.array[3]
+    before = resident_bytes()
+    del memory
+    assert before - resident_bytes() < 4 * MB
+    assert view.all()
+    del view
+    assert before - resident_bytes() > 56 * MB
