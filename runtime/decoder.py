@@ -138,14 +138,17 @@ class Decoder(Protocol):
 
     Attributes:
         config: sizes of the model.
-        chunk_tokens: parts of prompts that end at multiples of this are read in the same way in any
-            company; `None` where a prompt is to be read whole.
+        block_tokens: a prompt gives the same keys, values and logits, bit by bit, in whatever parts it
+            is read that end at multiples of this and are not single tokens; `None` where a prompt is
+            to be read whole.
+        chunk_tokens: most tokens of a prompt that are worth reading in one run.
         spare_rows: rows that a cache may have at no cost until tokens are written to them.
         keeps_slots: whether a cache that has no sequence costs nothing worth freeing.
     """
 
     config: ModelConfig
-    chunk_tokens: int | None
+    block_tokens: int | None
+    chunk_tokens: int
     spare_rows: int
     keeps_slots: bool
 

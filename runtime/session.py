@@ -34,6 +34,8 @@ from runtime.system.interruptible_run import run_interruptibly
 LONG_RUN = 5e9
 SPARE_ROWS = 16  # of a cache, which take no memory until they are used
 CHUNK_TOKENS = 192  # of a long prompt at a time: its scores fit the cache, and their memory is bounded
+# Kernels compute a row in the same order among two and more of them; those of int4 take rows in pairs.
+BLOCK_TOKENS = 64
 
 
 class BoundCache(KVCache):
@@ -113,7 +115,8 @@ class SessionDecoder:
         for session in sessions.values():
             keep_in_children(session)
         self._weights = self.config.num_parameters
-        self.chunk_tokens: int | None = None if self._portable else CHUNK_TOKENS
+        self.block_tokens: int | None = None if self._portable else BLOCK_TOKENS
+        self.chunk_tokens = CHUNK_TOKENS
         # Rows take memory where they are written to; but all of the address space, where that is short.
         self.keeps_slots = not address_space_is_limited()
         self.spare_rows = SPARE_ROWS if self.keeps_slots else 0
@@ -193,8 +196,9 @@ class SessionDecoder:
             yield slice(0, len(past)), slice(0, sequence)
             return
         for row, length in enumerate(new_lengths.tolist()):
-            for start in range(0, length, CHUNK_TOKENS):
-                yield slice(row, row + 1), slice(start, min(start + CHUNK_TOKENS, length))
+            for start in range(0, max(1, length - 1), CHUNK_TOKENS):  # no single token at the end
+                stop = start + CHUNK_TOKENS
+                yield slice(row, row + 1), slice(start, stop if stop < length - 1 else length)
 
     def _run(self, phase: Phase, binding: Any, tokens: int, check: Callable[[], object] | None) -> None:
         run = self._sessions[phase].run_with_iobinding

@@ -71,7 +71,8 @@ class KerasDecoder:
     def __init__(self, backbone: OPTBackbone) -> None:
         self._backbone = backbone
         self.config = backbone.model_config
-        self.chunk_tokens: int | None = None
+        self.block_tokens: int | None = None
+        self.chunk_tokens = backbone.model_config.max_sequence_length
         self.spare_rows = 0
         self.keeps_slots = False
         ids = tf.TensorSpec([None, None], tf.int32)

@@ -20,7 +20,7 @@ from runtime.engine.call import Call, Entry
 from runtime.engine.memory import CacheMemory
 from runtime.engine.outcome import Outcome, outcomes
 from runtime.engine.prefixes import Prefixes
-from runtime.engine.scheduler import READ_TOKENS, STEP_TOKENS, Scheduler, has_ended
+from runtime.engine.scheduler import STEP_TOKENS, Scheduler, has_ended
 from runtime.engine.sequence import Sequence
 from runtime.engine.slots import Slots
 from runtime.errors import CacheMemoryError, LogitsError
@@ -38,6 +38,7 @@ class Engine:
         max_cache_bytes: see `runtime.engine.memory.CacheMemory`.
         max_prefix_bytes: see `runtime.engine.prefixes.Prefixes`.
         max_slots: rows of the cache that may be in use at a time; what needs more waits.
+        step_tokens: most tokens of prompts that a step reads while sequences wait for their next one.
 
     Attributes:
         prefixes: beginnings of prompts that are kept; `None` where the model reads prompts whole.
@@ -50,13 +51,14 @@ class Engine:
         max_cache_bytes: int | None = None,
         max_prefix_bytes: int | None = None,
         max_slots: int = MAX_SLOTS,
+        step_tokens: int = STEP_TOKENS,
     ) -> None:
-        chunk = decoder.chunk_tokens
-        self.prefixes = None if chunk is None else Prefixes(chunk, max_prefix_bytes)
+        block = decoder.block_tokens
+        self.prefixes = None if block is None else Prefixes(block, max_prefix_bytes)
         self.memory = CacheMemory(decoder, max_cache_bytes)
         self._decoder = decoder
         self._max_slots = max_slots
-        self._scheduler = Scheduler(decoder.chunk_tokens)
+        self._scheduler = Scheduler(block, decoder.chunk_tokens, step_tokens)
         self._calls: list[Call] = []
         self._slots: dict[int, Slots] = {}  # by the capacity of their rows
         # What has been run and not been looked at: a signal may come in between.
@@ -180,7 +182,7 @@ class Engine:
             return self._reuse(slots, call, sequence)
 
         busy = any(entry[1].feed for entry in going_on)
-        for piece in self._scheduler.pieces(unread, length, STEP_TOKENS if busy else READ_TOKENS):
+        for piece in self._scheduler.pieces(unread, length, busy=busy):
             if all(has_ended(*entry) for entry in piece.sequences):  # cut by the run before
                 continue
             lengths = np.array([stop - piece.start for stop in piece.stops], np.int32)
@@ -269,9 +271,7 @@ class Engine:
             self._outcomes.pop(0).accept()
 
 
-def _twins(
-    unread: list[Entry], slots: Slots
-) -> tuple[list[Entry], dict[Sequence, list[Sequence]]]:
+def _twins(unread: list[Entry], slots: Slots) -> tuple[list[Entry], dict[Sequence, list[Sequence]]]:
     """Sequences that read prompts, and those of the same calls that share what each of them reads."""
     readers: dict[tuple[int, tuple[int, ...]], Sequence] = {}
     twins: dict[Sequence, list[Sequence]] = {}

@@ -18,15 +18,17 @@ from runtime.system.available_memory import available_memory_bytes
 
 FREE_SHARE = 0.1  # of the memory that is free when the first block is kept
 MOST_DEFAULT_BYTES = 2 * 2**30
+LEFT_TOKENS = 2  # of a prompt that are read in any case
 
 _Key = tuple[int, tuple[int, ...]]
+_NO_ROOM = object()
 
 
 class Prefixes:
     """Blocks of tokens, each behind another one or at the beginning.
 
     Args:
-        chunk_tokens: of a block.
+        block_tokens: of a block.
         most_bytes: of all blocks together, 0 to keep none; `None` for a share of the free memory.
 
     Attributes:
@@ -36,10 +38,10 @@ class Prefixes:
         ValueError: if `most_bytes` is no whole number of at least 0.
     """
 
-    def __init__(self, chunk_tokens: int, most_bytes: int | None = None) -> None:
+    def __init__(self, block_tokens: int, most_bytes: int | None = None) -> None:
         if most_bytes is not None:
             most_bytes = whole_number("max_prefix_bytes", most_bytes, 0, none="a share of memory")
-        self._chunk = chunk_tokens
+        self._size = block_tokens
         self._most_bytes = most_bytes
         self._numbers = itertools.count(1)
         # By the number of the block before, 0 at the beginning, and the tokens; longest unused first.
@@ -49,43 +51,51 @@ class Prefixes:
     def extend(self, prompt: tuple[int, ...], cache: Any, row: int) -> int:
         """Copies blocks into a row that holds a prompt's beginning up to a border.
 
-        One token at least is left to be read, for what comes after it.
+        Two tokens at least are left to be read: the last one, for what comes after it, would not give
+        the same bits alone.
 
         Returns:
             Tokens that were copied.
         """
         length = start = int(cache.lengths[row])
-        if start % self._chunk or not self._blocks:
+        if start % self._size or not self._blocks:
             return 0
-        path = self._path(prompt, len(prompt) - 1)
-        for key in path[start // self._chunk :]:
+        path = self._path(prompt, len(prompt) - LEFT_TOKENS)
+        for key in path[start // self._size :]:
             cache.write_block(row, length, self._blocks[key][1])
-            length += self._chunk
+            length += self._size
             cache.lengths[row] = length
         self._touch(path)
         return length - start
 
     def keep(self, prompt: tuple[int, ...], cache: Any, row: int) -> None:
-        """Keeps the last block that a row holds of a prompt, if it ends at a border."""
-        stop = int(cache.lengths[row])
-        if not stop or stop % self._chunk or self._most() == 0:
+        """Keeps the whole blocks that a row holds of a prompt, as far as there is room."""
+        count = int(cache.lengths[row]) // self._size
+        if not count or self._most() == 0:
             return
-        path = self._path(prompt, stop)
-        if len(path) != stop // self._chunk - 1:  # there already, or what is before it has been dropped
-            return
+        path = self._path(prompt, count * self._size)
         self._touch(path)
-        size = cache.block_bytes(self._chunk)
+        for i in range(len(path), count):
+            start, stop = i * self._size, (i + 1) * self._size
+            spare = self._make_room(cache.block_bytes(self._size), len(path))
+            if spare is _NO_ROOM:
+                break
+            key = self._blocks[path[-1]][0] if path else 0, prompt[start:stop]
+            block = cache.read_block(row, start, stop, spare)
+            self._blocks[key] = next(self._numbers), block
+            path.append(key)
+        self._touch(path)
+
+    def _make_room(self, size: int, kept: int) -> Any:
+        """Drops what was unused longest, but for the last used blocks; returns memory to use again."""
         spare = None
         while self.bytes_in_use + size > self._most():
-            if len(self._blocks) == len(path):  # it would take the place of what it stands behind
-                return
+            if len(self._blocks) <= kept:  # it would take the place of what it stands behind
+                return _NO_ROOM
             _, (_, spare) = self._blocks.popitem(last=False)
             self.bytes_in_use -= size
-        before = self._blocks[path[-1]][0] if path else 0
-        block = cache.read_block(row, stop - self._chunk, stop, spare)
-        self._blocks[before, prompt[stop - self._chunk : stop]] = next(self._numbers), block
         self.bytes_in_use += size
-        self._touch(path)
+        return spare
 
     def _touch(self, path: list[_Key]) -> None:
         """Makes blocks the last used ones, an earlier one before a later: it is dropped after that."""
@@ -96,8 +106,8 @@ class Prefixes:
         """Keys of the blocks that there are of a prompt's first tokens."""
         found: list[_Key] = []
         number = 0
-        for start in range(0, length - self._chunk + 1, self._chunk):
-            key = number, prompt[start : start + self._chunk]
+        for start in range(0, length - self._size + 1, self._size):
+            key = number, prompt[start : start + self._size]
             block = self._blocks.get(key)
             if block is None:
                 break

@@ -15,7 +15,7 @@ from runtime.engine.sequence import Sequence
 
 PRIORITY_SECONDS = 10.0
 # Prompt tokens that a step reads while others wait for their next token, and while nobody does.
-STEP_TOKENS, READ_TOKENS = 128, 2048
+STEP_TOKENS, READ_TOKENS = 64, 2048
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,18 @@ class Scheduler:
     """Sequences that wait and sequences that run, in the order in which they are served.
 
     Args:
-        chunk_tokens: prompts are read in parts that end at multiples of this; `None` reads them whole.
+        block_tokens: prompts are read in parts that end at multiples of this; `None` reads them whole.
+        chunk_tokens: most of a prompt in one run.
+        step_tokens: most prompt tokens that a step reads while others wait for their next token, in
+            whole blocks.
     """
 
-    def __init__(self, chunk_tokens: int | None) -> None:
+    def __init__(
+        self, block_tokens: int | None, chunk_tokens: int, step_tokens: int = STEP_TOKENS
+    ) -> None:
+        self._block = block_tokens
         self._chunk = chunk_tokens
+        self._step_tokens = step_tokens
         self.waiting: list[Entry] = []
         self.running: list[Entry] = []
 
@@ -73,56 +80,59 @@ class Scheduler:
         return ended
 
     def pieces(
-        self, unread: list[Entry], length: Callable[[Call, Sequence], int], budget: int
+        self, unread: list[Entry], length: Callable[[Call, Sequence], int], *, busy: bool
     ) -> Iterator[Piece]:
-        """What to read of the prompts that are not read yet, within a number of tokens.
-
-        At least one piece: none would ever be read otherwise. A prompt is read up to one border a step.
+        """What to read of the prompts that are not read yet: at least one piece, and one of a prompt.
 
         Args:
             unread: sequences of one cache in their order.
             length: how much of a sequence's prompt is read, asked when its turn comes.
-            budget: tokens.
+            busy: whether others wait for their next token.
         """
-        first = True
+        budget = self._step_tokens if busy else READ_TOKENS
+        left = budget
         while unread:
-            piece = self._piece(unread, length)
-            if not first and piece.tokens > budget:
+            piece = self._piece(unread, length, budget)
+            if left < budget and piece.tokens > left:
                 return
-            first = False
             yield piece
-            budget -= piece.tokens
+            left -= piece.tokens
             unread = unread[len(piece.sequences) :]
 
-    def _piece(self, unread: list[Entry], length: Callable[[Call, Sequence], int]) -> Piece:
+    def _piece(
+        self, unread: list[Entry], length: Callable[[Call, Sequence], int], budget: int
+    ) -> Piece:
         """The next part of the first prompt, with short ones behind it that can be read beside it.
 
         The graphs take several rows at once only where all of them are empty.
         """
         call, sequence = unread[0]
         start = length(call, sequence)
-        piece = Piece([(call, sequence)], start, [self._stop(sequence, start)])
-        if start or not self._is_short(sequence):
-            return piece
+        piece = Piece([(call, sequence)], start, [self._stop(sequence, start, budget)])
         width = piece.stops[0]
+        if start or width < len(sequence.request.prompt):
+            return piece
         for other_call, other in unread[1:]:
+            stop = self._stop(other, 0, budget)
+            whole = stop == len(other.request.prompt)
             beside = other.rows[0] == piece.sequences[-1][1].rows[0] + 1
-            if not beside or not self._is_short(other) or length(other_call, other):
+            width = max(width, stop)
+            if not (whole and beside) or width * (len(piece.stops) + 1) > budget:
                 break
-            width = max(width, len(other.request.prompt))
-            if width * (len(piece.stops) + 1) > READ_TOKENS:
+            if length(other_call, other):
                 break
             piece.sequences.append((other_call, other))
-            piece.stops.append(len(other.request.prompt))
+            piece.stops.append(stop)
         return piece
 
-    def _is_short(self, sequence: Sequence) -> bool:
-        return self._chunk is None or len(sequence.request.prompt) <= self._chunk
-
-    def _stop(self, sequence: Sequence, start: int) -> int:
-        """The next border, or the prompt's end."""
+    def _stop(self, sequence: Sequence, start: int, budget: int) -> int:
+        """A border, or the prompt's end, which is never one token away from a border."""
         length = len(sequence.request.prompt)
-        return length if self._chunk is None else min(length, (start // self._chunk + 1) * self._chunk)
+        if self._block is None:
+            return length
+        most = max(self._block, min(self._chunk, budget) // self._block * self._block)
+        stop = start + most
+        return stop if stop < length - 1 else length
 
 
 def _turn(entry: Entry) -> tuple[float, int]:

@@ -83,7 +83,8 @@ class DeviceDecoder:
         self._graph_ids: dict[tuple[int, ...], int] = {}
         self._new_ids = itertools.count(1)
         self._last_position = self.config.max_sequence_length - 1
-        self.chunk_tokens: int | None = None
+        self.block_tokens: int | None = None
+        self.chunk_tokens = RUN_TOKENS
         self.spare_rows = 0
         self.keeps_slots = False  # the pool keeps their buffers
         # A session that records CUDA graphs runs one thing at a time.

@@ -83,7 +83,8 @@ class SequenceDecoder:
     """
 
     hidden = 6
-    chunk_tokens: int | None = None
+    block_tokens: int | None = None
+    chunk_tokens = 64
     spare_rows = 0
     keeps_slots = False
 

@@ -41,7 +41,8 @@ class CountingCache:
 class CountingDecoder:
     """A model whose next token is the last one plus one; records what the engine asks of it."""
 
-    chunk_tokens = None
+    block_tokens = None
+    chunk_tokens = 64
     spare_rows = 0
     keeps_slots = False
 

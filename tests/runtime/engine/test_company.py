@@ -30,7 +30,8 @@ VOCABULARY, POSITIONS = 24, 40
 class ChunkDecoder(SequenceDecoder):
     """Reads prompts in parts of 4 tokens; all rows have room for all positions."""
 
-    chunk_tokens = 4
+    block_tokens = 4
+    chunk_tokens = 8
     spare_rows = 2
     keeps_slots = True
 
