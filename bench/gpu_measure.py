@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from bench.gpu_peers import TransformersModel
 from bench.logit_error import LogitErrorSum
 from bench.measure import Spread, random_prompts
-from bench.step_overhead import SessionClock, StepTimes, time_steps
+from bench.step_overhead import SessionClock, StepTimes, new_call, new_engine, time_steps
 from graphs.contract import ModelConfig
 from runtime.decoder import Decoder
-from runtime.generation import RowRequest
 from runtime.generator import Generator
 from runtime.probe import teacher_forced_logits
 from runtime.samplers import GreedySampler
@@ -103,13 +102,12 @@ def time_decode(
     """
     prompt_tokens, new_tokens = decode_lengths(decoder.config)
     random = np.random.default_rng(0)
-    ours = StepTimes()
+    engine, ours = new_engine(decoder, batch), StepTimes()
     others: dict[str, list[float]] = {name: [] for name in peers or {}}
     errors: dict[str, str] = {}
     for trial in range(1 + TRIALS):
         prompts = random_prompts(random, decoder.config.vocabulary_size, batch, prompt_tokens).tolist()
-        requests = [RowRequest(tuple(prompt), prompt_tokens + new_tokens) for prompt in prompts]
-        times = time_steps(decoder, GreedySampler(), requests, clock)
+        times = time_steps(engine, new_call(decoder, GreedySampler(), prompts, new_tokens), clock)
         if trial:
             ours.whole += times.whole
             ours.outside += times.outside

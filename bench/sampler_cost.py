@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from bench.command import check_counts
 from bench.measure import Spread
-from runtime.beam_search import continuations
 from runtime.command import CommandParser
-from runtime.contrastive_search import History, candidates, choose
-from runtime.generation import row_generators
+from runtime.engine.search.beam import continuations
+from runtime.engine.search.contrastive import History, candidates, choose
+from runtime.engine.search.sampling import row_generators
 from runtime.samplers import GreedySampler, RandomSampler, Sampler, TopKSampler, TopPSampler
 
 SAMPLERS: dict[str, Sampler] = {

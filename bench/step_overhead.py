@@ -18,9 +18,12 @@ from bench.measure import Spread, check_room, random_prompts
 from bench.system import describe_hardware
 from graphs.versions import package_versions
 from runtime.bundle import load_bundle
+from runtime.call_limits import CallLimits
 from runtime.command import CommandParser, run_command
 from runtime.decoder import Decoder
-from runtime.generation import RowRequest
+from runtime.engine.call import Call
+from runtime.engine.engine import MAX_SLOTS, Engine
+from runtime.engine.request import Request
 from runtime.samplers import GreedySampler, RandomSampler, Sampler, TopKSampler, TopPSampler
 from runtime.system.output_file import check_output
 from runtime.system.standard_streams import print_out
@@ -31,8 +34,8 @@ TEXT_SPREAD = 5.0  # of logits on text: the likeliest of 50,272 tokens then has 
 RUN_METHOD = "run_with_iobinding"
 
 DESCRIPTION = """\
-Measure what the generation loop costs around ONNX Runtime: of each decode step the time from one token
-to the next, less the time inside the session. The samplers take turns, trial by trial.
+Measure what the engine costs around ONNX Runtime: of each decode step the time from one token to the
+next, less the time inside the session. The samplers take turns, trial by trial.
 """
 
 EXAMPLES = """\
@@ -166,13 +169,12 @@ def measure_overhead(
     temperature = _temperature(decoder, random_prompts(generator, *shape), options.spread)
     samplers = _samplers(options.seed, temperature)
     found = {name: StepTimes() for name in samplers}
+    engine = new_engine(decoder, options.batch)
     for trial in range(1 + options.trials):
         print_progress(f"trial {trial} of {options.trials}")
         prompts = random_prompts(generator, *shape).tolist()
-        limit = options.prompt_tokens + options.new_tokens
-        requests = [RowRequest(tuple(prompt), limit) for prompt in prompts]
         for name, sampler in samplers.items():
-            times = time_steps(decoder, sampler, requests, clock)
+            times = time_steps(engine, new_call(decoder, sampler, prompts, options.new_tokens), clock)
             if trial:
                 found[name].whole += times.whole
                 found[name].outside += times.outside
@@ -201,18 +203,40 @@ def _temperature(decoder: Decoder, prompts: Any, spread: float) -> float:
     return float(logits.std(axis=1).mean()) / spread
 
 
-def time_steps(
-    decoder: Decoder, sampler: Sampler, requests: Sequence[RowRequest], clock: SessionClock
-) -> StepTimes:
-    """Every step that follows another: from one token handed out to the next."""
+def new_engine(decoder: Decoder, batch: int) -> Engine:
+    """One whose steps are to be timed: it keeps its cache from call to call, and no prompts."""
+    return Engine(decoder, max_prefix_bytes=0, max_slots=max(batch, MAX_SLOTS))
+
+
+def new_call(
+    decoder: Decoder, sampler: Sampler, prompts: Sequence[Sequence[int]], new_tokens: int
+) -> Call:
+    """A call without stop tokens or limits."""
+    requests = [Request(tuple(prompt), len(prompt) + new_tokens) for prompt in prompts]
+    search = sampler.search([r.prompt for r in requests], decoder.config.vocabulary_size)
+    return Call(requests, search, CallLimits())
+
+
+def time_steps(engine: Engine, call: Call, clock: SessionClock) -> StepTimes:
+    """The engine's steps once all prompts have been read, each of which gives every row a token.
+
+    Args:
+        engine: has no other call.
+        call: of rows that begin and end together.
+        clock: of the engine's sessions.
+
+    Raises:
+        RuntimeError: if a step runs no session, or not one.
+    """
     times = StepTimes()
-    steps = sampler.start(decoder, requests).steps()
-    next(steps)
-    while True:
+    engine.check(call)
+    engine.add(call)
+    while not (call.ended or all(sequence.token_ids for sequence in call.sequences)):
+        engine.step()
+    while not call.ended:
         marked = replace(clock)
         started = time.perf_counter()
-        if next(steps, None) is None:
-            return times
+        engine.step()
         whole = time.perf_counter() - started
         if clock.runs != marked.runs + 1:
             raise RuntimeError(
@@ -221,6 +245,8 @@ def time_steps(
             )
         times.whole.append(whole)
         times.outside.append(whole - (clock.seconds - marked.seconds))
+    call.check_complete()
+    return times
 
 
 def format_overhead(found: dict[str, StepTimes], options: argparse.Namespace) -> str:

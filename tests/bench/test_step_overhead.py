@@ -18,6 +18,7 @@ from bench.step_overhead import (
     session_clock,
 )
 from graphs.contract import ModelConfig
+from runtime.cache import KVCache
 from runtime.decoder import StepOutput
 
 SAMPLERS = ["greedy", "top_k, k=5", "top_k, k=50", "top_p, p=0.1", "top_p, p=0.95", "random"]
@@ -27,18 +28,27 @@ SMALL = ["--prompt-tokens", "6", "--new-tokens", "5", "--trials", "2", "--thread
 class ScriptedDecoder:
     """Tells the clock of one second in a session for each append; time itself is scripted too."""
 
+    chunk_tokens = None
+    block_tokens = None
+    spare_rows = 0
+    keeps_slots = False
+
     def __init__(self, clock, now, runs_of_a_step=1):
         self.config = ModelConfig(300, 1, 1, 4, 4, 64)
         self.clock, self.now, self.runs = clock, now, runs_of_a_step
 
-    def new_cache(self, batch, capacity):
-        return batch
+    def slot_capacity(self, tokens):
+        return tokens
 
-    def append(self, cache, token_ids, new_lengths):
+    def new_cache(self, batch, capacity):
+        return KVCache(self.config, batch, capacity, "float32")
+
+    def append(self, cache, token_ids, new_lengths, *, first_row=0, **options):
         self.clock.seconds += 1.0
         self.clock.runs += self.runs
         self.now[0] += 1.25
-        logits = np.random.default_rng(0).standard_normal((cache, 300)).astype(np.float32)
+        cache.lengths[first_row : first_row + len(new_lengths)] += new_lengths
+        logits = np.random.default_rng(0).standard_normal((cache.batch, 300)).astype(np.float32)
         return StepOutput(logits * 2)
 
 

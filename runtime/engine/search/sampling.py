@@ -88,7 +88,10 @@ class SamplingSearch(Search):
         return self._check_choice(np.asarray(token_ids), len(sequences))
 
     def _generators_of(self, sequences: Listed[Sequence]) -> Listed[np.random.Generator]:
-        return _LazyGenerators(self, sequences)
+        made = self._generators
+        if made is None:
+            return _LazyGenerators(self, sequences)
+        return [made[sequence.index] for sequence in sequences]
 
     def generator(self, index: int) -> np.random.Generator:
         """The random generator of the call's sequence of this index."""
