@@ -196,7 +196,8 @@ class SessionDecoder:
             yield slice(0, len(past)), slice(0, sequence)
             return
         for row, length in enumerate(new_lengths.tolist()):
-            for start in range(0, max(1, length - 1), CHUNK_TOKENS):  # no single token at the end
+            # The last run takes one more where a single token would be left.
+            for start in range(0, max(min(1, length), length - 1), CHUNK_TOKENS):
                 stop = start + CHUNK_TOKENS
                 yield slice(row, row + 1), slice(start, stop if stop < length - 1 else length)
 

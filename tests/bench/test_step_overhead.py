@@ -28,7 +28,7 @@ SMALL = ["--prompt-tokens", "6", "--new-tokens", "5", "--trials", "2", "--thread
 class ScriptedDecoder:
     """Tells the clock of one second in a session for each append; time itself is scripted too."""
 
-    chunk_tokens = None
+    chunk_tokens = 64
     block_tokens = None
     spare_rows = 0
     keeps_slots = False

@@ -236,14 +236,13 @@ PREFILL, DECODE = Phase.PREFILL, Phase.DECODE
 PLANS: list[tuple[list[int], list[int], list[Run]]] = [
     # Prompts that are no longer than a chunk go together, padding and all.
     ([], [4, 1, 0], [(PREFILL, 0, (3, 4), [4, 1, 0])]),
-    # Longer ones go row by row; a row's last token alone is the decode graph's.
+    # Longer ones go row by row, without a run for a single token that would be left.
     (
         [],
         [9, 0, 3],
         [
             (PREFILL, 0, (1, 4), [4]),
-            (PREFILL, 0, (1, 4), [4]),
-            (DECODE, 0, (1, 1), [1]),
+            (PREFILL, 0, (1, 5), [5]),
             (PREFILL, 2, (1, 3), [3]),
         ],
     ),
