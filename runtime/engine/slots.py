@@ -14,6 +14,7 @@ import numpy as np
 
 from runtime.decoder import Decoder, TemperedCache
 from runtime.engine.sequence import Sequence
+from runtime.errors import CacheMemoryError
 from runtime.probabilities import bounded_temperature
 
 
@@ -62,10 +63,16 @@ class Slots:
         held = 0 if old is None else len(old.lengths)
         if needed <= held:
             return
+        wanted = max(needed, self._spare if old is None else 2 * held)
+        try:
+            wider = self._new_cache(wanted, self.capacity)
+        except CacheMemoryError:
+            if wanted == needed:
+                raise
+            wider = self._new_cache(needed, self.capacity)
         if old is None:
-            self.cache = self._new_cache(max(needed, self._spare), self.capacity)
+            self.cache = wider
             return
-        wider = self._new_cache(max(needed, 2 * held), self.capacity)
         kept = np.arange(self.used)
         wider.copy_rows(old, kept, kept)
         if isinstance(wider, TemperedCache):

@@ -30,8 +30,12 @@ def available_memory_bytes(root: Path = ROOT) -> int | None:
 
 
 def address_space_is_limited(root: Path = ROOT) -> bool:
-    """Whether memory counts as taken before it is written to, as under `ulimit -v`."""
-    return bool([*_address_space(root)])
+    """Whether memory counts as taken before it is written to.
+
+    As under `ulimit -v`, where Linux is told to promise no more than it has, and on Windows.
+    """
+    strict = read_text(root / "proc/sys/vm/overcommit_memory") == "2"
+    return strict or os.name == "nt" or bool([*_address_space(root)])
 
 
 def _machine(root: Path) -> Iterator[int]:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 import sys
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-# Of a mapping that other processes may see, the advice would leave the numbers as they are.
-_FLAGS = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+# Of a mapping that other processes may see, the advice would leave the numbers as they are. Linux
+# refuses one larger than all memory, unless it is told that not all of it is to be used.
+_FLAGS = {}
+if hasattr(mmap, "MAP_PRIVATE"):
+    _FLAGS["flags"] = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+if sys.platform == "linux" and os.uname().machine in ("x86_64", "aarch64"):
+    _FLAGS["flags"] |= 0x4000  # MAP_NORESERVE, which Python has no name for before 3.13
 _RETURNS = sys.platform == "linux"  # elsewhere the advice may leave them, too
 
 

@@ -146,6 +146,30 @@ def test_without_room_everything_stays() -> None:
     assert (slots.used, sequence.rows, tokens(slots, sequence)) == (2, [0, 1], [[0], [10, 11]])
 
 
+@pytest.mark.parametrize("most", [1, 3])
+def test_rows_to_spare_are_left_out_where_there_is_no_room(most: int) -> None:
+    decoder = SequenceDecoder(9)
+    decoder.spare_rows = 16
+
+    def new_cache(rows: int, capacity: int) -> Any:
+        if rows > most:
+            raise CacheMemoryError("no room", rows, most)
+        return decoder.new_cache(rows, capacity)
+
+    slots = Slots(decoder, CAPACITY, new_cache)
+    sequences = []
+    for _ in range(most):
+        sequences.append(come(slots))
+        write(slots, sequences[-1])
+    assert [len(cache.lengths) for cache in decoder.caches] == [*range(1, most + 1)]
+    assert [tokens(slots, sequence) for sequence in sequences] == [
+        [[10 * row + i for i in range(row + 1)]] for row in range(most)
+    ]
+    with pytest.raises(CacheMemoryError, match="no room") as raised:
+        slots.reserve(1)
+    assert raised.value.needed == most + 1
+
+
 # === Gaps ===
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.system.available_memory import available_memory_bytes
+from runtime.system.available_memory import address_space_is_limited, available_memory_bytes
 
 GB = 10**9
 PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
@@ -65,6 +65,24 @@ def test_the_tightest_figure_counts(
     tmp_path: Path, files: dict[str, str], available: int | None
 ) -> None:
     assert available_memory_bytes(write(tmp_path, files)) == available
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows always counts so")
+@pytest.mark.parametrize(
+    ("files", "limited"),
+    [
+        (ADDRESS_SPACE, True),
+        (NO_LIMIT, False),
+        ({}, False),
+        ({**NO_LIMIT, "proc/sys/vm/overcommit_memory": "2\n"}, True),
+        ({**NO_LIMIT, "proc/sys/vm/overcommit_memory": "0\n"}, False),
+        ({**NO_LIMIT, "proc/sys/vm/overcommit_memory": "1\n"}, False),
+    ],
+)
+def test_where_memory_counts_before_it_is_used(
+    tmp_path: Path, files: dict[str, str], limited: bool
+) -> None:
+    assert address_space_is_limited(write(tmp_path, files)) == limited
 
 
 def test_this_machine() -> None:

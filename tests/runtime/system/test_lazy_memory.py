@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from runtime.system import lazy_memory
+from runtime.system.available_memory import address_space_is_limited
 from runtime.system.lazy_memory import LazyArray
 
 PAGE = mmap.PAGESIZE
@@ -108,6 +109,19 @@ def test_pages_come_where_something_is_written() -> None:
     memory.array[:32] = 1
     assert resident_bytes() - before > 28 * MB
     assert memory.array.sum() == 32 * MB + 32
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or os.uname().machine not in ("x86_64", "aarch64"),
+    reason="needs a flag of Linux",
+)
+def test_more_than_the_machine_has() -> None:
+    """Rows to spare of a large model may be so many."""
+    if address_space_is_limited():
+        pytest.skip("here memory counts before it is used")
+    memory = LazyArray((2**42,), "uint8")
+    memory.array[:: 2**40] = 1
+    assert memory.array[2**40 : 2**40 + 2].tolist() == [1, 0]
 
 
 @linux
