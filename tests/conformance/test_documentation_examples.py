@@ -120,6 +120,7 @@ def test_fit_on_strings(preset):
     assert found.opt_lm.optimizer.iterations == 1
 
 
+@pytest.mark.slow
 def test_fit_without_preprocessing(preset):
     found = run_example(example(*CAUSAL_LM, 4), preset)
     assert np.isfinite(found.values[0].history["loss"]).all()

@@ -7,13 +7,14 @@ import pytest
 pytestmark = pytest.mark.reference
 
 
-@pytest.mark.parametrize("target", [pytest.param("portable", marks=pytest.mark.slow), "cpu"])
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["portable", "cpu"])
 @pytest.mark.parametrize(
     "shape",
     [
         "toy",
-        pytest.param("opt_125m", marks=pytest.mark.slow),
-        pytest.param("opt_1.3b_two_layers", marks=pytest.mark.slow),
+        "opt_125m",
+        "opt_1.3b_two_layers",
     ],
 )
 def test_parity_with_both_references(shape, target, tmp_path):

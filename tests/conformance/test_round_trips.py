@@ -47,7 +47,7 @@ LENGTH = 12
 TINY_SHARD = 0.00001  # GB; the token embedding alone is larger
 STORED = [
     ("float32", 10),
-    ("float16", TINY_SHARD),
+    pytest.param("float16", TINY_SHARD, marks=pytest.mark.slow),
     pytest.param("bfloat16", TINY_SHARD, marks=pytest.mark.slow),
 ]
 
@@ -117,7 +117,9 @@ def test_keras_hub_to_here_to_keras_hub(keras_hub, build_hub_model, greedy, tmp_
 
 
 @pytest.mark.parametrize("asked", ["as saved", None])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(d, marks=() if d == "float32" else pytest.mark.slow) for d in DTYPES]
+)
 def test_the_weights_file_is_keras_s_own(keras_hub, build_hub_model, tmp_path, dtype, asked):  # noqa: F811
     """Every dataset of Keras's file is in ours, under its path, with its type and attributes.
 
@@ -295,7 +297,10 @@ def test_transformers_to_here_to_keras_hub(
 # === What keras-hub does not have ===
 
 
-@pytest.mark.parametrize("name", test_switches.CASES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n == "opt-350m" else pytest.mark.slow) for n in test_switches.CASES],
+)
 def test_models_with_switches_go_through_a_preset_and_back(name, keras_hub, tmp_path):  # noqa: F811
     case = test_switches.CASES[name]
     test_switches.write_checkpoint(case, tmp_path / "theirs")

@@ -81,6 +81,7 @@ def test_coming_from_keras(folder):
     assert names["generator"].generate("Return a", max_length=20) == text  # its sampler has a seed
 
 
+@pytest.mark.slow
 @pytest.mark.reference
 def test_coming_from_hugging_face(folder):
     write_checkpoint(folder / "checkpoint")

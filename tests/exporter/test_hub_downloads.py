@@ -375,6 +375,7 @@ def test_what_the_hubs_do_not_have(client):
     ]
 
 
+@pytest.mark.slow
 def test_repositories_that_hold_no_preset(client, hugging_face):
     torn, tensorflow, data = client.reasons("hf://me/torn", "hf://me/tensorflow", "hf://me/data")
     assert torn.endswith(f": it lacks the shards {SHARDS[1]} that model.safetensors.index.json lists")
@@ -439,6 +440,7 @@ def test_hugging_face_goes_on_where_the_connection_broke(client, hugging_face):
     assert [r.start for r in hugging_face.contents if r.name == name] == [0, 10 * MEGABYTE]  # one call
 
 
+@pytest.mark.slow
 def test_what_hugging_face_left_half_is_no_preset(client, hugging_face, tmp_path):
     name = "pytorch_model.bin"
     hugging_face.cut[name] = 11 * MEGABYTE

@@ -57,6 +57,7 @@ def test_a_model_from_hugging_face(repository, tmp_path, hf_toy):
     assert server.requested() == {"config.json", "vocab.json", "merges.txt", "model.safetensors"}
 
 
+@pytest.mark.slow
 def test_an_export_from_kaggle(quick_tracing, kaggle, toy_bundle_of_ours, tmp_path):
     bundle = tmp_path / "bundle"
     code, out, err = run("--preset", "kaggle://me/opt/keras/toy", "--output", bundle)

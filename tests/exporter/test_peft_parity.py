@@ -23,6 +23,7 @@ from tests.exporter.peft_adapters import (
 pytestmark = [pytest.mark.reference, pytest.mark.filterwarnings("ignore")]
 
 PROMPTS, PROMPT, NEW = 20, 6, 10
+QUICK = ("all-linear", "patterns", "token table", "head and tables by dora", "modules to save")
 NOISE = 5e-5  # of logits with a standard deviation of about two, in float32 in two orders
 
 
@@ -74,7 +75,9 @@ def assert_same(found, expected, tokens):
     np.testing.assert_array_equal(found[:, PROMPT - 1 : -1].argmax(axis=-1), tokens[:, PROMPT:])
 
 
-@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CONFIGURATIONS]
+)
 def test_merged_weights_are_peft_s_model(name, written, hf_folder, hf_model, prompts):
     model = load_with_peft(hf_folder, written(name))
     tokens = greedy(model, prompts)
@@ -96,7 +99,9 @@ def test_several_adapters_are_added_as_peft_s_cat_does(written, hf_folder, promp
     assert_same(ours(tokens), torch_logits(model, tokens), tokens)
 
 
-@pytest.mark.parametrize("name", ["patterns", "head and tables by dora"])
+@pytest.mark.parametrize(
+    "name", ["patterns", pytest.param("head and tables by dora", marks=pytest.mark.slow)]
+)
 def test_bundles_of_merged_weights_give_peft_s_tokens(
     name, written, hf_folder, prompts, tmp_path, quick_tracing
 ):

@@ -40,7 +40,7 @@ def saved_and_loaded(model, folder, **options):
         return keras.saving.load_model(folder / "model.keras", **options)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_a_model_comes_back_whole(build_model, tmp_path, dtype):
     model = build_model(seed=3, dtype=dtype)
     model.compile(sampler=samplers.TopPSampler(p=0.7, k=9, seed=5, temperature=0.8))

@@ -195,6 +195,7 @@ def test_validation_data(model, tokens, form):
     assert history["val_loss"][0] == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_fit_with_the_compile_defaults_changes_the_weights(build_model):
     model = build_model(seed=15)
     before = np.asarray(model.backbone.token_embedding.embeddings.value)

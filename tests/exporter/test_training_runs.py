@@ -41,7 +41,7 @@ def float32_losses(build_model):
 @pytest.mark.parametrize(
     "dtype",
     [
-        "float16",
+        pytest.param("float16", marks=pytest.mark.slow),
         pytest.param("bfloat16", marks=pytest.mark.slow),
         "mixed_float16",
         pytest.param("mixed_bfloat16", marks=pytest.mark.slow),
@@ -104,6 +104,7 @@ def test_small_steps_add_up_in_bfloat16(build_model):
     np.testing.assert_allclose(np.array(gamma.value).astype("float32"), 0.92, rtol=0, atol=0.004)
 
 
+@pytest.mark.slow
 def test_a_narrow_model_exports_in_float32(quick_tracing, build_model, tmp_path):
     model = compile_quick(build_model(seed=40, dtype="bfloat16"))
     model.fit(TEXTS, batch_size=4, epochs=2, verbose=0)
@@ -113,6 +114,7 @@ def test_a_narrow_model_exports_in_float32(quick_tracing, build_model, tmp_path)
 # === Callbacks and freezing ===
 
 
+@pytest.mark.slow
 def test_generation_between_epochs_sees_the_new_weights(build_model):
     model = compile_quick(build_model(seed=41))
     written, decoders = [], []
@@ -156,6 +158,7 @@ def test_a_frozen_layer_stays(build_model):
         assert moved == (not path.startswith("transformer_layer_0/")), path
 
 
+@pytest.mark.slow
 def test_schedules_checkpoints_and_early_stopping(build_model, tmp_path):
     model = build_model(seed=43)
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay([2], [1e-2, 0.0])

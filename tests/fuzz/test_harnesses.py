@@ -22,7 +22,9 @@ def test_seeds_are_valid(tmp_path, name):
         assert run_once(HARNESSES[name], seed, tmp_path) is None
 
 
-@pytest.mark.parametrize("name", HARNESSES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n == "h5" else ()) for n in HARNESSES]
+)
 def test_mutations_end_in_the_readers_own_errors(tmp_path, name):
     harness = HARNESSES[name]
     source = random.Random(0)

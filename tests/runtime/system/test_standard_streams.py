@@ -39,7 +39,14 @@ def shell(repository: Path) -> Any:
     return shell
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    "closed",
+    [
+        "<&-",
+        *(pytest.param(c, marks=pytest.mark.slow) for c in (">&-", "2>&-", ">&- 2>&-")),
+        "<&- >&- 2>&-",
+    ],
+)
 def test_closed_streams(
     shell: Any, toy_bundle: Path, generator: Generator, tmp_path: Path, closed: str
 ) -> None:
@@ -56,7 +63,10 @@ def test_closed_streams(
     assert (tmp_path / "in").read_text() == '{"prompt": "the"}\n{"prompt": 5}\n'
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    "closed",
+    [*(pytest.param(c, marks=pytest.mark.slow) for c in ("<&-", ">&-", "2>&-")), "<&- >&- 2>&-"],
+)
 def test_errors_with_closed_streams(shell: Any, tmp_path: Path, closed: str) -> None:
     told = b"" if "2>&-" in closed else b"is no bundle"
     status, out, error = shell(f"{COMMAND} {tmp_path} the {closed}")
