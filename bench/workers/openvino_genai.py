@@ -10,9 +10,11 @@ The pipeline remembers the caches of prompts it has seen: each question must be 
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
+from bench.workers.closed_loop import Running, closed_loop
 from bench.workers.protocol import Conversion, Job, Model, serve
 
 # Toy models have layers narrower than a group; "adjust" leaves the groups of published ones alone.
@@ -20,6 +22,8 @@ QUANTIZATION: dict[str, dict[str, Any]] = {
     "int8": {"bits": 8},
     "int4": {"bits": 4, "group_size": 128, "group_size_fallback": "adjust"},
 }
+
+CACHE_GB = 4  # of the continuous batching pipeline
 
 
 def convert(conversion: Conversion) -> None:
@@ -72,7 +76,46 @@ def load(job: Job) -> Model:
         names = [port.get_any_name() for port in model.inputs]
         return model({name: values[name] for name in names})["logits"][:, -places:]
 
-    return Model(generate, logits)
+    def serve_requests(
+        prompts: list[list[int]], new_tokens: int, in_flight: int
+    ) -> list[dict[str, Any]]:
+        if not batching:  # takes seconds and gigabytes, and nobody else asks for it
+            scheduler = openvino_genai.SchedulerConfig()
+            scheduler.cache_size = CACHE_GB
+            scheduler.enable_prefix_caching = bool(job.options.get("prefixes"))
+            scheduler.dynamic_split_fuse = True
+            batching.append(
+                openvino_genai.ContinuousBatchingPipeline(job.checkpoint, scheduler, "CPU", properties)
+            )
+        (pipeline,) = batching
+
+        def start(prompt: list[int], count: int) -> Running:
+            config = openvino_genai.GenerationConfig(
+                max_new_tokens=count, ignore_eos=True, do_sample=False
+            )
+            number = next(numbers)
+            ids = openvino.Tensor(np.array([prompt], np.int64))
+            return _Running(pipeline.add_request(number, ids, config))
+
+        return closed_loop(prompts, new_tokens, in_flight, start, pipeline.step)
+
+    batching: list[Any] = []
+    numbers = itertools.count()
+    return Model(generate, logits, serve_requests)
+
+
+class _Running:
+    """A request of the continuous batching pipeline."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+        self._token_ids: list[int] = []
+
+    def token_ids(self) -> list[int]:
+        while self._handle.can_read():
+            for output in self._handle.read().values():
+                self._token_ids += output.generated_ids
+        return self._token_ids
 
 
 if __name__ == "__main__":

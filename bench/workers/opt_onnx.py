@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.workers.closed_loop import Running, closed_loop, static_batches
 from bench.workers.padding import with_room
 from bench.workers.protocol import Job, Model, serve
 
@@ -13,6 +16,11 @@ def load(job: Job) -> Model:
     """See `bench.workers.protocol.serve`."""
     from runtime import Generator
     from runtime.bundle import load_bundle
+    from runtime.call_limits import CallLimits
+    from runtime.engine.call import Call
+    from runtime.engine.engine import Engine
+    from runtime.engine.request import Request
+    from runtime.samplers import GreedySampler
     from runtime.session import SessionDecoder
 
     # What `Generator.from_bundle` does; the decoder also tells logits, once speed has been measured.
@@ -39,7 +47,36 @@ def load(job: Job) -> Model:
             start = end
         return np.stack(values, axis=1)
 
-    return Model(generate, logits)
+    def serve_requests(
+        prompts: list[list[int]], new_tokens: int, in_flight: int
+    ) -> list[dict[str, Any]]:
+        if job.options.get("static"):
+            return static_batches(prompts, new_tokens, in_flight, generate)
+        engine = Engine(decoder, max_prefix_bytes=job.options.get("max_prefix_bytes"))
+
+        def start(prompt: list[int], count: int) -> Running:
+            search = GreedySampler().search([tuple(prompt)], decoder.config.vocabulary_size)
+            request = Request(tuple(prompt), len(prompt) + count)
+            call = Call([request], search, CallLimits())
+            engine.check(call)
+            engine.add(call)
+            return _Running(call)
+
+        return closed_loop(prompts, new_tokens, in_flight, start, engine.step)
+
+    return Model(generate, logits, serve_requests)
+
+
+class _Running:
+    """A call of one sequence."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    def token_ids(self) -> list[int]:
+        self._call.check_error()
+        ids: list[int] = self._call.sequences[0].token_ids
+        return ids
 
 
 if __name__ == "__main__":

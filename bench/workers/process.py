@@ -139,6 +139,21 @@ class Worker:
             raise WorkerError(f"{self.name} gave logits of shape {shape} when {doing}")
         return np.frombuffer(base64.b64decode(answer["float32"]), "<f4").reshape(shape)
 
+    def serve(self, prompts: list[list[int]], new_tokens: int, in_flight: int) -> list[dict[str, Any]]:
+        """Has the worker serve requests, so many at a time; see `bench.workers.closed_loop`.
+
+        Raises:
+            WorkerError: if it dies or does not give `new_tokens` tokens for each prompt.
+        """
+        time.sleep(SETTLE_SECONDS)
+        doing = f"serving {len(prompts)} requests, {in_flight} at a time"
+        values = {"prompts": prompts, "new_tokens": new_tokens, "in_flight": in_flight}
+        requests: list[dict[str, Any]] = self._ask(doing, {"ask": "serve", **values})["requests"]
+        counts = [len(request["token_ids"]) for request in requests]
+        if counts != [new_tokens] * len(prompts):
+            raise WorkerError(f"{self.name} gave {counts} tokens when {doing}")
+        return requests
+
     def _ask(self, doing: str, request: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None
         try:

@@ -8,6 +8,8 @@ A worker is started as `serve JOB`. It loads the model and writes a line with `l
   whose system cannot do that.
 - `{"ask": "logits", "token_ids": [rows, length], "places": K}`: what the model says after each of the
   last K tokens of each row. The answer has `shape` [rows, K, vocabulary] and `float32` in base 64.
+- `{"ask": "serve", "prompts": [[...], ...], "new_tokens": N, "in_flight": K}`: N tokens for each of
+  some prompts of any lengths, K at a time. The answer has `requests`, see `bench.workers.closed_loop`.
 - `{"ask": "versions"}`: of the system's packages, by name, under `versions`.
 
 Every answer has `peak_memory_bytes`. The worker waits for the next line without using the CPU, and ends
@@ -71,12 +73,17 @@ Generate = Callable[[list[list[int]], int], list[list[int]]]
 Logits = Callable[[list[list[int]], int], Any]
 
 
+# From prompts, tokens of each and requests at a time to what `bench.workers.closed_loop` gives.
+ServeRequests = Callable[[list[list[int]], int, int], list[dict[str, Any]]]
+
+
 @dataclass(frozen=True)
 class Model:
-    """A loaded model: how it generates, and how it tells logits where it can."""
+    """A loaded model: how it generates, and how it tells logits and serves where it can."""
 
     generate: Generate
     logits: Logits | None = None
+    serve: ServeRequests | None = None
 
 
 def serve(
@@ -104,6 +111,7 @@ def serve(
     answers: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
         "generate": lambda request: _generate(model, request),
         "logits": lambda request: _logits(model, request),
+        "serve": lambda request: _serve_requests(model, request),
         "versions": lambda request: _versions(packages),
     }
     for line in iter(sys.stdin.readline, ""):
@@ -125,6 +133,12 @@ def _logits(model: Model, request: dict[str, Any]) -> dict[str, Any]:
     values = model.logits(request["token_ids"], request["places"])
     encoded = base64.b64encode(values.astype("<f4").tobytes()).decode()
     return {"shape": list(values.shape), "float32": encoded}
+
+
+def _serve_requests(model: Model, request: dict[str, Any]) -> dict[str, Any]:
+    assert model.serve is not None
+    asked = request["prompts"], request["new_tokens"], request["in_flight"]
+    return {"requests": model.serve(*asked)}
 
 
 def _versions(packages: Iterable[str]) -> dict[str, Any]:
