@@ -199,7 +199,7 @@ def _start_workers(options: argparse.Namespace, stack: contextlib.ExitStack) -> 
 
 
 def _variants(system: System, *, shared: bool) -> list[System]:
-    """This project's engine and its static batches; with shared beginnings, also one that keeps none."""
+    """The engine and static batches of a bundle; with shared beginnings, also one that keeps none."""
     if system.module != "bench.workers.opt_onnx":
         return [system]
     found = [system, replace(system, name=f"{system.name} {STATIC}", options={"static": True})]
