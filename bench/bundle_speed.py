@@ -201,10 +201,13 @@ def _measure_serving(
 def _measure_batch(decoder: Decoder, batch: int, settings: Settings) -> BatchReport:
     # The prompts of a batch size depend on the seed and that size only.
     generator = np.random.default_rng([settings.seed, batch])
-    runs = [
-        time_generation(decoder, _prompts(generator, decoder, batch, settings), settings.new_tokens)
-        for _ in range(1 + settings.trials)
-    ]
+    # One for all trials, as the engine keeps its rows.
+    cache = decoder.new_cache(batch, settings.prompt_tokens + settings.new_tokens)
+    runs = []
+    for _ in range(1 + settings.trials):
+        cache.lengths[:] = 0
+        prompts = _prompts(generator, decoder, batch, settings)
+        runs.append(time_generation(decoder, prompts, settings.new_tokens, cache))
     counted = runs[1:]  # the first one warmed up
     prefill = Spread.of(run.prefill_seconds * 1e3 for run in counted)
     decode = Spread.of(seconds * 1e3 for run in counted for seconds in run.step_seconds)
