@@ -67,7 +67,7 @@ def test_runs_give_the_same_tokens_with_and_without(sampler: Sampler, spread: fl
 @pytest.mark.parametrize("sampler", [GreedySampler(), TopPSampler(p=0.4, seed=3)], ids=describe)
 def test_rows_that_others_have_left(sampler: Sampler, slots: int) -> None:
     """Whoever comes later takes them: a call's rows are in any order then."""
-    requests = [Request((i,), 4 + 3 * (i % 3)) for i in range(1, 12)]
+    requests = [Request((i,) * (1 + 4 * (i % 3)), 16) for i in range(1, 12)]  # of one cache
     best = BestDecoder(300, 64, spread=3.0)
     call = engine_runs.new_call(best, requests, sampler)
     engine_runs.run_calls(Engine(best, max_slots=slots), call)
