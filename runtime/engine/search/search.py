@@ -26,10 +26,12 @@ class Search(ABC):
     hidden_states: bool = False
     temperature: float = 1.0
 
-    def skip(self, sequence: Sequence) -> None:
+    def skip(self, sequence: Sequence) -> None:  # noqa: B027 (most have nothing to do)
         """Takes note of a sequence whose prompt leaves no room for a token; nothing is read of it."""
 
-    def read(self, sequence: Sequence, hidden_states: NDArray[np.float32]) -> None:
+    def read(  # noqa: B027 (most do not look at them)
+        self, sequence: Sequence, hidden_states: NDArray[np.float32]
+    ) -> None:
         """Takes the hidden states [tokens, hidden] of a part of a prompt, one part after another.
 
         Called only where `hidden_states` is set.
