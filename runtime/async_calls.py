@@ -1,4 +1,4 @@
-"""Calls that an event loop waits for: each in a thread that sleeps while another one steps the engine."""
+"""Calls that an event loop waits for: each in a thread that sleeps while another steps the engine."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from runtime.system.lazy_memory import LazyArray
 # Of each row: the graphs write padding that would lie past the end into the last slot.
 SPARE_SLOTS = 1
 
-# Memory of rows without a token stays with the process while no call runs, so that only so much of it is.
+# Memory of rows without a token stays with the process while no call runs, so only so much of it is.
 MOST_IDLE_BYTES = 256 * 2**20
 
 Rows = NDArray[np.integer[Any]]

@@ -35,9 +35,9 @@ def logits_error(count: int, vocabulary: int, row: int, rows: int, tokens: int) 
     """What the call gets whose row has such logits, after so many tokens."""
     return LogitsError(
         f"the model gave {count:,} of {vocabulary:,} logits that are not finite numbers (NaN or "
-        f"infinity) in row {row} of {rows}, after {tokens} tokens: its weights are damaged, or overflow "
-        "in this precision. Check the bundle with opt-export --check; if it is whole, export it in "
-        "another precision (fp32 holds the widest range)"
+        f"infinity) in row {row} of {rows}, after {tokens} tokens: its weights are damaged, or "
+        "overflow in this precision. Check the bundle with opt-export --check; if it is whole, export "
+        "it in another precision (fp32 holds the widest range)"
     )
 
 
