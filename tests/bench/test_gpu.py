@@ -73,13 +73,14 @@ def test_traced_graphs_hold_no_weights(folder):
     program = load_program(path, TINY)
     assert len(program.weights) == 4 + 12 * 2
     assert program.shape_of("transformer_layer_1/output/kernel") == (256, 64)
-    assert [value.name for value in program.graph.inputs][:4] == [
+    assert [value.name for value in program.graph.inputs][:5] == [
         "input_ids",
         "past_lengths",
         "new_lengths",
+        "output_positions",
         "past_key_values.0.key",
     ]
-    assert len(program.graph.inputs) == 3 + 2 * 2
+    assert len(program.graph.inputs) == 4 + 2 * 2
     assert not program.graph.initializers.keys() & program.weights.keys()
 
 

@@ -49,6 +49,10 @@ class SequenceCache:
         self.lengths[targets] = source.lengths[rows]
         self.copied_slots.append(len(targets) * max(0, last - first))
 
+    def release(self, row: int, *, clean: bool = False) -> None:
+        self.lengths[row] = 0
+        self.tokens[row] = -1
+
 
 class BestCache(SequenceCache):
     """A cache of a decoder that gives the best logits."""
@@ -68,6 +72,9 @@ class SequenceDecoder:
     """
 
     hidden = 6
+    chunk_tokens: int | None = None
+    spare_rows = 0
+    keeps_slots = False
 
     def __init__(self, vocabulary: int, seed: int = 0, spread: float = 1.5) -> None:
         self.config = ModelConfig(vocabulary, 1, 1, self.hidden, 8, 64)
@@ -88,25 +95,44 @@ class SequenceDecoder:
         generator = np.random.default_rng([self._seed, kind, *tokens])
         return generator.standard_normal(count).astype(np.float32)
 
+    def slot_capacity(self, tokens: int) -> int:
+        return tokens
+
     def new_cache(self, batch: int, capacity: int) -> SequenceCache:
         self.caches.append(SequenceCache(batch, capacity))
         return self.caches[-1]
 
     def append(
-        self, cache: SequenceCache, token_ids: Any, new_lengths: Any, *, hidden_states: bool = False
+        self,
+        cache: SequenceCache,
+        token_ids: Any,
+        new_lengths: Any,
+        *,
+        first_row: int = 0,
+        outputs: Any = None,
+        hidden_states: bool = False,
+        check: Any = None,
     ) -> StepOutput:
         batch, sequence = token_ids.shape
-        assert batch == len(cache.lengths)
+        rows = len(cache.lengths)
+        assert first_row + batch <= rows
         self.appended.append(int((new_lengths > 0).sum()))
-        logits = np.full((batch, self.config.vocabulary_size), UNDEFINED, np.float32)
+        logits = np.full((rows, self.config.vocabulary_size), UNDEFINED, np.float32)
         states = np.full((batch, sequence, self.hidden), UNDEFINED, np.float32)
+        everywhere = np.full((batch, sequence, self.config.vocabulary_size), UNDEFINED, np.float32)
         for i, count in enumerate(new_lengths):
+            row = first_row + i
             for j in range(count):
-                cache.tokens[i, cache.lengths[i]] = token_ids[i, j]
-                cache.lengths[i] += 1
-                states[i, j] = self.state(cache.tokens[i, : cache.lengths[i]])
-            if count:
-                logits[i] = self.logits(cache.tokens[i, : cache.lengths[i]])
+                cache.tokens[row, cache.lengths[row]] = token_ids[i, j]
+                cache.lengths[row] += 1
+                states[i, j] = self.state(cache.tokens[row, : cache.lengths[row]])
+                if outputs is not None:
+                    everywhere[i, j] = self.logits(cache.tokens[row, : cache.lengths[row]])
+            if count and outputs is None:
+                logits[row] = self.logits(cache.tokens[row, : cache.lengths[row]])
+        if outputs is not None:
+            assert 0 <= min(outputs, default=0) <= max(outputs, default=0) < batch * sequence
+            logits = everywhere.reshape(batch * sequence, -1)[np.asarray(outputs, np.int64)]
         return StepOutput(logits, states if hidden_states else None)
 
 
@@ -136,6 +162,8 @@ class BestDecoder(SequenceDecoder):
         output = super().append(cache, *arguments, **options)
         self.steps += 1
         step = self.steps
+        if options.get("outputs") is not None:
+            return output
 
         def read() -> np.ndarray:
             assert step == self.steps  # the device has not gone on
