@@ -305,8 +305,8 @@ def graph_outputs(
 
     - `best_logits` float32 [outputs, n]: the `best_count` largest of the logits, falling.
     - `best_ids` int64 [outputs, n]: their tokens; those of equal logits in any order.
-    - `weight_totals` float32 [outputs]: the sum of exp((logit - largest) * inverse_temperature) over the
-      whole vocabulary, which makes probabilities of the best logits.
+    - `weight_totals` float32 [outputs]: the sum of exp((logit - largest) * inverse_temperature) over
+      the whole vocabulary, which makes probabilities of the best logits.
     """
     specs = [
         TensorSpec(LOGITS, "float32", ("outputs", config.vocabulary_size)),

@@ -10,7 +10,7 @@ from runtime.decoder import IntArray
 
 
 def last_tokens(new_lengths: IntArray, sequence: int) -> NDArray[np.int64]:
-    """Each row's last valid new token, counted over rows times tokens; the first of a row without any."""
+    """Each row's last valid new token, counted over rows times tokens; its first where it has none."""
     last: NDArray[np.int64] = np.maximum(new_lengths, 1) - 1 + sequence * np.arange(len(new_lengths))
     return last
 

@@ -59,7 +59,7 @@ def _position_lookup(program: Program) -> ir.Node | None:
 
 
 def _replace_inputs(program: Program) -> dict[str, ir.Value]:
-    """Puts the inputs of `Revision.DEVICE` in the place of the graph's; returns the new ones by name."""
+    """Puts the inputs of `Revision.DEVICE` in the place of the graph's; returns new ones by name."""
     graph = program.graph
     kept = {value.name or "": value for value in graph.inputs}
     specs = graph_inputs(program.config, Phase.PREFILL, revision=Revision.DEVICE)
