@@ -111,8 +111,9 @@ class KerasDecoder:
         batch, rows = len(cache.lengths), slice(first_row, first_row + len(token_ids))
         wanted, positions = None, last_tokens(new_lengths, token_ids.shape[1])
         if outputs is not None:
-            wanted = WantedOutputs(outputs, *token_ids.shape, self.config.vocabulary_size)
-            places, positions = wanted.places(slice(0, len(token_ids)), slice(0, token_ids.shape[1]))
+            taking, sequence = token_ids.shape
+            wanted = WantedOutputs(outputs, taking, sequence, self.config.vocabulary_size)
+            places, positions = wanted.places(slice(0, taking), slice(0, sequence))
         part = rows != slice(0, batch)
         layers = [tuple(t[rows] for t in pair) for pair in cache.layers] if part else cache.layers
         logits, hidden, layers = self._step(

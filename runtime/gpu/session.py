@@ -201,7 +201,7 @@ class DeviceDecoder:
                         logits = wanted.buffer(places)
                     place = first_row + rows.start
                     self._run_piece(cache, place, tokens, lengths, states, positions, logits)
-                    if logits is not None:
+                    if wanted is not None and logits is not None:
                         wanted.put(places, logits)
             if wanted is not None:
                 return StepOutput(wanted.logits, hidden)
@@ -247,9 +247,9 @@ class DeviceDecoder:
         outputs: NDArray[np.int64] | None,
     ) -> None:
         past, last = cache.lengths[rows], self._last_position
-        # Of named outputs nobody sees what the temperatures are for.
-        given = outputs is None
-        temperatures = cache.temperatures[rows] if given else np.ones(len(outputs), np.float32)
+        temperatures = cache.temperatures[rows]
+        if outputs is not None:  # nobody sees what they would be for
+            temperatures = np.ones(len(outputs), np.float32)
         fill(inputs, self._revision, token_ids, past, new_lengths, temperatures, last, outputs)
         inputs.upload()
 

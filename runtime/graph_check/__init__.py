@@ -11,7 +11,8 @@ kernels' reads and writes are known beforehand. Why nothing gets past this:
   already. The rule of its operator gives dtype and shape of what it makes: numbers, or products of the
   batch, the new tokens, the capacity and the wanted outputs (`sizes`). Numbers that shapes are made of
   are followed (`spans`). A shape that cannot be told, or does not agree with the others as the kernel
-  takes them, is an error: so are scales, zero points and blocks that are not as many as their matrix wants.
+  takes them, is an error: so are scales, zero points and blocks that are not as many as their matrix
+  wants.
 - **Indices are proven to lie within** what they are of, and where the fused attention writes in the
   cache is what the passes compute of the graph's inputs, operator by operator, or an input itself.
 - **All sizes are bounded** (`limits`). No value is larger than the largest of its kind in a model of

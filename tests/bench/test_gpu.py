@@ -143,6 +143,14 @@ def test_graphs_that_do_not_fit_are_refused(folder, tmp_path):
     with pytest.raises(ValueError, match=f"is missing; make it .* --trace {tmp_path}"):
         load_program(missing, TINY)
     plain = onnx.load(path)
+    older = onnx.ModelProto()
+    older.CopyFrom(plain)
+    del older.graph.input[3]  # the tokens whose logits are wanted
+    onnx.save_model(older, str(tmp_path / "older.onnx"))
+    with pytest.raises(
+        ValueError, match="follows another revision of the graph contract; trace it again"
+    ):
+        load_program(tmp_path / "older.onnx", TINY)
     del plain.metadata_props[:]
     onnx.save_model(plain, str(tmp_path / "plain.onnx"))
     with pytest.raises(ValueError, match=r"no traced graph: it lacks 'opt_onnx\.model'"):

@@ -260,7 +260,7 @@ def test_named_logits_are_those_of_shorter_prompts(bundles, kind, chunk, monkeyp
     found = decoder.append(decoder.new_cache(2, 12), rows, lengths, outputs=outputs).logits
     ordered = np.empty_like(found)
     ordered[outputs] = found
-    # A single token, which ends some chunks too, is the decode graph's, which has other weights if mixed.
+    # A single token, which ends some chunks too, is the decode graph's: mixed, that has other weights.
     ends = [n for n in range(1, 12) if kind != "mixed" or n % chunk != 1]
     wanted = np.concatenate([steps(decoder, rows, [(n, n)]) for n in ends], axis=1)
     differences = np.abs(ordered.reshape(2, 11, -1)[:, [n - 1 for n in ends]] - wanted)
