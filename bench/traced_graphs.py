@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from graphs.contract import ModelConfig, Phase
+from graphs.contract import ModelConfig, Phase, graph_inputs
 from graphs.program import Program
 
 Traced = Callable[[Phase], Program]
@@ -55,6 +55,8 @@ def load_program(path: Path, config: ModelConfig) -> Program:
         raise ValueError(f"{path} is the graph of another model, {sizes}; trace it again")
     inputs = {value.name: value for value in model.graph.inputs}
     weights = {name: inputs.pop(name) for name in names}
+    if list(inputs) != [spec.name for spec in graph_inputs(config, Phase.PREFILL)]:
+        raise ValueError(f"{path} follows another revision of the graph contract; trace it again")
     model.graph.inputs.clear()
     model.graph.inputs.extend(inputs.values())
     return Program(model, weights, config)

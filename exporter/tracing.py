@@ -51,11 +51,14 @@ def trace(backbone: OPTBackbone, phase: Phase) -> Program:
         for tensor, variable in zip(weights, variables, strict=True):
             tensor.set_shape(variable.shape)
         mapping = list(zip(variables, weights, strict=True))
-        ids, past_lengths, new_lengths, *flat = graph_tensors
+        # The lengths of what is new are for the fused attention, see `graphs.passes.attention`.
+        ids, past_lengths, _, output_positions, *flat = graph_tensors
         caches = list(zip(flat[::2], flat[1::2], strict=True))
         # Without initialize_variables=False, Keras allocates every variable when the scope ends.
         with keras.StatelessScope(state_mapping=mapping, initialize_variables=False):
-            logits, hidden, presents = cached_forward(backbone, ids, past_lengths, new_lengths, caches)
+            logits, hidden, presents = cached_forward(
+                backbone, ids, past_lengths, output_positions, caches
+            )
         results = [logits, hidden, *(tensor for present in presents for tensor in present)]
         return tuple(tf.identity(tensor, name=f"out_{i}") for i, tensor in enumerate(results))
 

@@ -17,12 +17,12 @@ from graphs.shown import shown
 INPUT_IDS = "input_ids"
 LOGITS = "logits"
 HIDDEN_STATES = "hidden_states"
-# Of revision 1.
+OUTPUT_POSITIONS = "output_positions"
+# Of `Revision.HOST`.
 PAST_LENGTHS = "past_lengths"
 NEW_LENGTHS = "new_lengths"
-# Of revision 2.
+# Of `Revision.DEVICE`.
 POSITIONS = "positions"
-LAST_TOKENS = "last_tokens"
 LAST_POSITIONS = "last_positions"
 TOTAL_LENGTH = "total_length"
 INVERSE_TEMPERATURES = "inverse_temperatures"
@@ -55,16 +55,19 @@ Dimension = int | str
 class Revision(enum.IntEnum):
     """Which tensors a graph takes and gives.
 
-    `HOST`: the graph is told lengths and finds out positions itself, and gives all logits.
+    Both give the logits of the new tokens that a run asks for. (1 and 2 were these two before they had
+    `output_positions`: their graphs gave the logits of each row's last new token.)
+
+    `HOST`: the graph is told lengths and finds out positions itself.
 
     `DEVICE`: for graphs whose tensors live on an accelerator. Everything that is computed from lengths
     comes from the host, so that no operator of the graph runs there: only then can a step be replayed
-    as one CUDA graph. The largest logits of each row are outputs of their own, so that the host can
-    draw a token without reading all of them.
+    as one CUDA graph. The largest logits are outputs of their own, so that the host can draw a token
+    without reading all of them.
     """
 
-    HOST = 1
-    DEVICE = 2
+    HOST = 3
+    DEVICE = 4
 
 
 class Phase(enum.StrEnum):
@@ -231,7 +234,7 @@ def _sequence(phase: Phase) -> Dimension:
 
 
 def best_count(config: ModelConfig) -> int:
-    """How many of each row's logits a graph of revision 2 ranks."""
+    """How many logits of a token a graph of `Revision.DEVICE` ranks."""
     return min(MOST_BEST_LOGITS, config.vocabulary_size)
 
 
@@ -246,35 +249,37 @@ def graph_inputs(
     Of both revisions:
 
     - `input_ids` int64 [batch, sequence]: the new tokens, right-padded per row.
+    - `output_positions` int64 [outputs]: the new tokens whose logits are wanted, counted over batch
+      times sequence; one or more, in any order.
     - `past_key_values.{i}.key`, `.value` [batch, heads, capacity, head_dim]: the cache. Padding
       that would lie past the end is written to the last slot, so callers leave that one unused.
 
-    Of revision 1:
+    Of `Revision.HOST`:
 
     - `past_lengths` int32 [batch]: tokens of each row that the cache already holds.
     - `new_lengths` int32 [batch]: valid tokens among the new ones of each row.
 
-    Of revision 2:
+    Of `Revision.DEVICE`:
 
     - `positions` int64 [batch, sequence]: the position of each new token in its row, of padding any
       that the model has.
-    - `last_tokens` int64 [batch]: each row's last valid new token, counted over batch times sequence.
     - `last_positions` int32 [batch]: the position of each row's last valid new token.
     - `total_length` int32 [1], in the host's memory: as `sequence` where all rows are empty; past and
       new tokens where one row that is not gets several; the capacity where rows get one token each.
-    - `inverse_temperatures` float32 [batch, 1]: what logits are multiplied with for `weight_totals`.
+    - `inverse_temperatures` float32 [outputs, 1]: what logits are multiplied with for `weight_totals`.
     """
     batch, tokens = ("batch",), ("batch", _sequence(phase))
     specs = [TensorSpec(INPUT_IDS, "int64", tokens)]
     if revision is Revision.HOST:
         specs += [TensorSpec(PAST_LENGTHS, "int32", batch), TensorSpec(NEW_LENGTHS, "int32", batch)]
+        specs += [TensorSpec(OUTPUT_POSITIONS, "int64", ("outputs",))]
     else:
         specs += [
             TensorSpec(POSITIONS, "int64", tokens),
-            TensorSpec(LAST_TOKENS, "int64", batch),
+            TensorSpec(OUTPUT_POSITIONS, "int64", ("outputs",)),
             TensorSpec(LAST_POSITIONS, "int32", batch),
             TensorSpec(TOTAL_LENGTH, "int32", (1,)),
-            TensorSpec(INVERSE_TEMPERATURES, "float32", ("batch", 1)),
+            TensorSpec(INVERSE_TEMPERATURES, "float32", ("outputs", 1)),
         ]
     for layer in range(config.num_layers):
         specs += [TensorSpec(n, cache_dtype, cache_shape(config)) for n in past_names(layer)]
@@ -291,28 +296,28 @@ def graph_outputs(
 
     Of both revisions:
 
-    - `logits` float32 [batch, vocabulary]: for each row's last valid new token.
+    - `logits` float32 [outputs, vocabulary]: of the tokens that `output_positions` names.
     - `hidden_states` float32 [batch, sequence, embedding]: after the final norm and, where there is
       one, the projection to the embedding's width; the logits are their product with the head.
     - `present.{i}.key`, `.value`: the cache with the new tokens written behind the past ones.
 
-    Of revision 2, before the caches:
+    Of `Revision.DEVICE`, before the caches:
 
-    - `best_logits` float32 [batch, n]: the `best_count` largest logits of each row, falling.
-    - `best_ids` int64 [batch, n]: their tokens; those of equal logits in any order.
-    - `weight_totals` float32 [batch]: the sum of exp((logit - largest) * inverse_temperature) over the
-      whole vocabulary, which makes probabilities of the best logits.
+    - `best_logits` float32 [outputs, n]: the `best_count` largest of the logits, falling.
+    - `best_ids` int64 [outputs, n]: their tokens; those of equal logits in any order.
+    - `weight_totals` float32 [outputs]: the sum of exp((logit - largest) * inverse_temperature) over
+      the whole vocabulary, which makes probabilities of the best logits.
     """
     specs = [
-        TensorSpec(LOGITS, "float32", ("batch", config.vocabulary_size)),
+        TensorSpec(LOGITS, "float32", ("outputs", config.vocabulary_size)),
         TensorSpec(HIDDEN_STATES, "float32", ("batch", _sequence(phase), config.embedding_width)),
     ]
     if revision is Revision.DEVICE:
-        best = ("batch", best_count(config))
+        best = ("outputs", best_count(config))
         specs += [
             TensorSpec(BEST_LOGITS, "float32", best),
             TensorSpec(BEST_IDS, "int64", best),
-            TensorSpec(WEIGHT_TOTALS, "float32", ("batch",)),
+            TensorSpec(WEIGHT_TOTALS, "float32", ("outputs",)),
         ]
     for layer in range(config.num_layers):
         specs += [TensorSpec(n, cache_dtype, cache_shape(config)) for n in present_names(layer)]

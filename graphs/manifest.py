@@ -229,7 +229,8 @@ def read_manifest(folder: Path) -> Manifest:
         known = " and ".join(str(int(one)) for one in Revision)
         raise ManifestError(
             f"{folder} follows revision {shown(revision)} of the graph contract and this runtime knows "
-            f"{known}: export it again with this version, or use the version that wrote it"
+            f"{known}: export the model again with this version, or use the version that wrote the "
+            "bundle"
         )
     try:
         check_seal(values, data)

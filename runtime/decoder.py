@@ -53,9 +53,10 @@ class StepOutput:
     """What a model says after new tokens.
 
     Attributes:
-        logits: float32 [rows, vocabulary], for the last valid new token of each row of the cache. The
-            array may be reused by the next call: copy what is to outlive it. A row without new tokens
-            has no logits; what is there in their place has no meaning.
+        logits: float32 [rows, vocabulary], for the last valid new token of each row of the cache; or
+            [m, vocabulary] for the m new tokens that the caller named. The array may be reused by the
+            next call: copy what is to outlive it. A row without new tokens has no logits, nor has
+            padding; what is there in their place are finite numbers without a meaning.
         hidden_states: float32 [n, sequence, hidden] of the rows that took part, after the final norm,
             or `None` where the caller did not ask for them.
         best: the largest logits where the model gives them beside all, see `LazyStepOutput`.
@@ -165,6 +166,7 @@ class Decoder(Protocol):
         new_lengths: IntArray,
         *,
         first_row: int = 0,
+        outputs: IntArray | None = None,
         hidden_states: bool = False,
         check: Callable[[], object] | None = None,
     ) -> StepOutput:
@@ -175,9 +177,12 @@ class Decoder(Protocol):
             token_ids: int [n, sequence], right-padded, for the n rows from `first_row` on.
             new_lengths: int [n], how many of each row are valid; a row may have none.
             first_row: of those that take tokens.
+            outputs: int [m], the new tokens whose logits are wanted, in any order: row times sequence
+                plus column in `token_ids`. `None` for the last valid one of each row.
             hidden_states: whether to give those beside the logits.
             check: called now and then while a long run lasts; what it raises ends the run.
 
         Returns:
-            Logits by row of the cache, hidden states by row of `token_ids`.
+            Logits by row of the cache, or by `outputs` and without `best` where these are given; hidden
+            states by row of `token_ids`.
         """

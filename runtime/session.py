@@ -14,6 +14,7 @@ from graphs.contract import (
     INPUT_IDS,
     LOGITS,
     NEW_LENGTHS,
+    OUTPUT_POSITIONS,
     PAST_LENGTHS,
     Phase,
     past_names,
@@ -28,6 +29,7 @@ from runtime.session_opener import SessionOpener, check_threads
 from runtime.system.available_memory import address_space_is_limited
 from runtime.system.forked_process import keep_in_children
 from runtime.system.interruptible_run import run_interruptibly
+from runtime.wanted_outputs import WantedOutputs, last_tokens
 
 # Weights times tokens of a run that is worth a thread of its own, to be able to end it: tens of
 # milliseconds, where the thread costs a tenth of one.
@@ -46,6 +48,7 @@ class BoundCache(KVCache):
         self._decoder = weakref.proxy(decoder)
         self.decode_ids = np.zeros((batch, 1), np.int64)
         self.new_lengths = np.zeros(batch, np.int32)
+        self._decode_outputs = np.arange(batch)
         # Zeros, so that rows which have had no token yet do not show what the memory held before.
         self.logits = np.zeros((batch, decoder.config.vocabulary_size), np.float32)
         # Bound once for each number of rows: a step writes new numbers into the same buffers.
@@ -64,7 +67,8 @@ class BoundCache(KVCache):
 
     def _bind(self, rows: slice) -> Any:
         ids, lengths = self.decode_ids[rows], self.new_lengths[rows]
-        return self._decoder.bind(Phase.DECODE, self, ids, lengths, None, rows)
+        places, logits = self._decode_outputs[: rows.stop - rows.start], self.logits[rows]
+        return self._decoder.bind(Phase.DECODE, self, ids, lengths, places, logits, None, rows)
 
 
 class SessionDecoder:
@@ -140,6 +144,7 @@ class SessionDecoder:
         new_lengths: IntArray,
         *,
         first_row: int = 0,
+        outputs: IntArray | None = None,
         hidden_states: bool = False,
         check: Callable[[], object] | None = None,
     ) -> StepOutput:
@@ -156,7 +161,7 @@ class SessionDecoder:
         """
         added = cache.check_new_tokens(token_ids, new_lengths, first_row)
         batch, sequence = token_ids.shape
-        if sequence == 1 and not hidden_states and not first_row:
+        if sequence == 1 and outputs is None and not hidden_states and not first_row:
             cache.new_lengths[:batch] = new_lengths
             cache.decode_ids[:batch] = token_ids
             for rows, binding in cache.decode_bindings(batch):
@@ -165,7 +170,9 @@ class SessionDecoder:
             for row, count in enumerate(added):
                 cache.length_view[row] += count
             return cache.step_output
-        hidden = None
+        wanted = hidden = None
+        if outputs is not None:
+            wanted = WantedOutputs(outputs, batch, sequence, self.config.vocabulary_size)
         if hidden_states:
             hidden = np.zeros((batch, sequence, self.config.embedding_width), np.float32)
         past = cache.lengths[first_row : first_row + batch]
@@ -175,10 +182,16 @@ class SessionDecoder:
             states = None if hidden is None else hidden[rows, columns]
             place = slice(first_row + rows.start, first_row + rows.stop)
             phase = Phase.DECODE if tokens.shape[1] == 1 else Phase.PREFILL
-            binding = self.bind(phase, cache, tokens, lengths, states, place)
+            positions, logits = last_tokens(lengths, tokens.shape[1]), cache.logits[place]
+            if wanted is not None:
+                places, positions = wanted.places(rows, columns)
+                logits = wanted.buffer(places)
+            binding = self.bind(phase, cache, tokens, lengths, positions, logits, states, place)
             self._run(phase, binding, tokens.size, check)
+            if wanted is not None:
+                wanted.put(places, logits)
             cache.lengths[place] += lengths
-        return StepOutput(cache.logits, hidden)
+        return StepOutput(cache.logits if wanted is None else wanted.logits, hidden)
 
     def _pieces(
         self, past: IntArray, new_lengths: IntArray, sequence: int, capacity: int
@@ -217,8 +230,10 @@ class SessionDecoder:
         cache: BoundCache,
         token_ids: NDArray[np.int64],
         new_lengths: NDArray[np.int32],
-        hidden_states: NDArray[np.float32] | None = None,
-        rows: slice = slice(None),
+        output_positions: NDArray[np.int64],
+        logits: NDArray[np.float32],
+        hidden_states: NDArray[np.float32] | None,
+        rows: slice,
     ) -> Any:
         """Binds the buffers of some of a cache's rows to a graph, the same as past and as present."""
         binding = self._sessions[phase].io_binding()
@@ -226,10 +241,11 @@ class SessionDecoder:
             INPUT_IDS: token_ids,
             PAST_LENGTHS: cache.lengths[rows],
             NEW_LENGTHS: new_lengths,
+            OUTPUT_POSITIONS: output_positions,
         }
         for name, array in inputs.items():
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
-        outputs = {LOGITS: cache.logits[rows]}
+        outputs = {LOGITS: logits}
         if hidden_states is not None:
             outputs[HIDDEN_STATES] = hidden_states
         for name, output in outputs.items():

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import tensorflow as tf
+
 from exporter.opt.backbone import OPTBackbone
 from exporter.opt.keras_backend import keras
 from exporter.opt.layers import MASKED, SEEN, CacheStep
@@ -16,7 +18,7 @@ def cached_forward(
     backbone: OPTBackbone,
     input_ids: Any,
     past_lengths: Any,
-    new_lengths: Any,
+    output_positions: Any,
     caches: Sequence[tuple[Any, Any]],
 ) -> tuple[Any, Any, list[tuple[Any, Any]]]:
     """Appends new tokens to each row of a cache; the graph contract in Keras operations.
@@ -25,12 +27,13 @@ def cached_forward(
         backbone: the model.
         input_ids: int [batch, sequence], right-padded.
         past_lengths: int32 [batch], tokens already in the cache.
-        new_lengths: int32 [batch], valid tokens among the new ones.
+        output_positions: int [outputs], the new tokens whose logits are wanted, counted over batch
+            times sequence.
         caches: key and value [batch, heads, capacity, head_dim] of each layer.
 
     Returns:
-        Logits float32 [batch, vocabulary] of each row's last valid token, hidden states float32
-        [batch, sequence, embedding], and the caches with the new tokens written.
+        Logits float32 [outputs, vocabulary], hidden states float32 [batch, sequence, embedding], and
+        the caches with the new tokens written.
     """
     single = input_ids.shape[1] == 1
     sequence = 1 if single else ops.shape(input_ids)[1]
@@ -47,11 +50,8 @@ def cached_forward(
         presents.append(present)
     x = backbone.finish(x)
 
-    last = x
-    if not single:  # the row's last valid token; a row without new tokens gives its first
-        rows = ops.arange(batch, dtype="int32") * sequence
-        last = ops.take(x, rows + ops.maximum(new_lengths - 1, 0), axis=0)
-    logits = backbone.logits(last)
+    # A plain gather: Keras's own also serves negative indices, at five nodes in the graph.
+    logits = backbone.logits(tf.gather(x, output_positions))
     width = backbone.model_config.embedding_width
     hidden_states = ops.reshape(x, (batch, sequence, width))
     return ops.cast(logits, "float32"), ops.cast(hidden_states, "float32"), presents

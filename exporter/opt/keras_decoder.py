@@ -11,6 +11,7 @@ import tensorflow as tf
 from exporter.opt.backbone import OPTBackbone
 from exporter.opt.cached_forward import cached_forward
 from runtime.decoder import StepOutput
+from runtime.wanted_outputs import WantedOutputs, last_tokens
 
 
 class KerasCache:
@@ -76,14 +77,14 @@ class KerasDecoder:
         self.spare_rows = 0
         self.keeps_slots = False
         ids = tf.TensorSpec([None, None], tf.int32)
-        lengths = tf.TensorSpec([None], tf.int32)
+        lengths, outputs = tf.TensorSpec([None], tf.int32), tf.TensorSpec([None], tf.int64)
         cache = tf.TensorSpec(
             [None, self.config.num_heads, None, self.config.head_dim], backbone.compute_dtype
         )
         caches = [(cache, cache)] * self.config.num_layers
         self._step = tf.function(
             lambda *inputs: cached_forward(self._backbone, *inputs),
-            input_signature=[ids, lengths, lengths, caches],
+            input_signature=[ids, lengths, outputs, caches],
         )
 
     def slot_capacity(self, tokens: int) -> int:
@@ -101,6 +102,7 @@ class KerasDecoder:
         new_lengths: np.ndarray,
         *,
         first_row: int = 0,
+        outputs: np.ndarray | None = None,
         hidden_states: bool = False,
         check: Callable[[], object] | None = None,
     ) -> StepOutput:
@@ -108,17 +110,25 @@ class KerasDecoder:
         if check is not None:
             check()
         batch, rows = len(cache.lengths), slice(first_row, first_row + len(token_ids))
+        wanted, positions = None, last_tokens(new_lengths, token_ids.shape[1])
+        if outputs is not None:
+            taking, sequence = token_ids.shape
+            wanted = WantedOutputs(outputs, taking, sequence, self.config.vocabulary_size)
+            places, positions = wanted.places(slice(0, taking), slice(0, sequence))
         part = rows != slice(0, batch)
         layers = [tuple(t[rows] for t in pair) for pair in cache.layers] if part else cache.layers
         logits, hidden, layers = self._step(
             tf.constant(token_ids, tf.int32),
             tf.constant(cache.lengths[rows]),
-            tf.constant(new_lengths, tf.int32),
+            tf.constant(positions, tf.int64),
             layers,
         )
         if part:
             pairs = zip(cache.layers, layers, strict=True)
             layers = [tuple(map(_join(rows), olds, news)) for olds, news in pairs]
+        if wanted is not None:
+            found = logits.numpy()[: len(places)]
+        elif part:
             found = np.zeros((batch, logits.shape[1]), np.float32)
             found[rows] = logits
         else:

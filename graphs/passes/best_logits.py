@@ -2,7 +2,7 @@
 
 A vocabulary is ranked in parts first: one GPU block reads a whole row in the ranking kernel, and many
 short rows keep many blocks busy. The sum that makes probabilities of the ranked logits is taken over
-the whole vocabulary, at a temperature that each row is given.
+the whole vocabulary, at a temperature that is given for each.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MOST_PARTS = 64
 
 
 def rank_logits(program: Program) -> int:
-    """Adds the outputs of revision 2 to a graph with its inputs; returns 1."""
+    """Adds the outputs of `Revision.DEVICE` to a graph with its inputs; returns 1."""
     graph, config = program.graph, program.config
     logits = next(value for value in graph.outputs if value.name == LOGITS)
     given = next((v for v in graph.inputs if v.name == INVERSE_TEMPERATURES), None)

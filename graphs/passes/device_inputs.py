@@ -1,8 +1,8 @@
 """Takes what follows from lengths as inputs, and leaves no operator that would run on the host.
 
-The trace derives positions, the attention's lengths and each row's last token from two inputs, in
-shape arithmetic that an accelerator's runtime leaves to the CPU. Revision 2 of the contract has the
-host compute those few integers, so that a step can be replayed as one CUDA graph.
+The trace derives positions and the attention's lengths from two inputs, in shape arithmetic that an
+accelerator's runtime leaves to the CPU. `Revision.DEVICE` of the contract has the host compute those
+few integers, so that a step can be replayed as one CUDA graph.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import onnx_ir as ir
 from graphs.contract import (
     HIDDEN_STATES,
     LAST_POSITIONS,
-    LAST_TOKENS,
     POSITIONS,
     TOTAL_LENGTH,
     Phase,
@@ -28,18 +27,19 @@ _LAST_POSITIONS_INPUT, _TOTAL_LENGTH_INPUT = 5, 6  # of GroupQueryAttention
 
 
 def take_positions(program: Program) -> int:
-    """Gives a graph of any number of tokens the inputs of revision 2; returns how many attentions."""
+    """Gives a graph of any number of tokens the inputs of `Revision.DEVICE`.
+
+    Returns how many attentions it has.
+    """
     graph = program.graph
     attentions = [node for node in graph if node.op_type == "GroupQueryAttention"]
     places = _position_lookup(program)
-    last = _last_token_lookup(program)
     hidden = next(value for value in graph.outputs if value.name == HIDDEN_STATES)
     reshaped = producer(hidden, "Reshape")
-    if len(attentions) != program.config.num_layers or not (places and last and reshaped):
+    if len(attentions) != program.config.num_layers or not (places and reshaped):
         return 0
     taken = _replace_inputs(program)
     places.replace_input_with(1, taken[POSITIONS])
-    last.replace_input_with(1, taken[LAST_TOKENS])
     for node in attentions:
         node.replace_input_with(_LAST_POSITIONS_INPUT, taken[LAST_POSITIONS])
         node.replace_input_with(_TOTAL_LENGTH_INPUT, taken[TOTAL_LENGTH])
@@ -58,18 +58,8 @@ def _position_lookup(program: Program) -> ir.Node | None:
     return None
 
 
-def _last_token_lookup(program: Program) -> ir.Node | None:
-    """The lookup of each row's last token among all hidden states."""
-    found = [
-        node
-        for node in program.graph
-        if node.op_type == "Gather" and program.name_of(node.inputs[0]) is None
-    ]
-    return found[0] if len(found) == 1 else None
-
-
 def _replace_inputs(program: Program) -> dict[str, ir.Value]:
-    """Puts the inputs of revision 2 in the place of the graph's; returns the new ones by name."""
+    """Puts the inputs of `Revision.DEVICE` in the place of the graph's; returns new ones by name."""
     graph = program.graph
     kept = {value.name or "": value for value in graph.inputs}
     specs = graph_inputs(program.config, Phase.PREFILL, revision=Revision.DEVICE)

@@ -78,7 +78,8 @@ class CacheBuffers:
     Attributes:
         shape: of the cache.
         logits: address of float32 [batch, vocabulary].
-        best: what the last run found, in arrays that the next one overwrites; `None` for revision 1.
+        best: what the last run found, in arrays that the next one overwrites; `None` for
+            graphs of `Revision.HOST`.
         addresses: of all buffers.
         steps: by a number of rows, from the first on, their decode step; made by the decoder.
     """

@@ -18,6 +18,7 @@ from graphs.contract import (
     CACHE_BYTES,
     HIDDEN_STATES,
     LOGITS,
+    OUTPUT_POSITIONS,
     TOTAL_LENGTH,
     Phase,
     Revision,
@@ -40,13 +41,17 @@ from runtime.gpu.buffers import (
 )
 from runtime.gpu.cache import DeviceCache
 from runtime.gpu.memory import DeviceMemory
-from runtime.gpu.packed_arrays import PackedArrays
+from runtime.gpu.packed_arrays import ALIGNMENT, PackedArrays
 from runtime.gpu.runs import DeviceRuns
 from runtime.gpu.step_inputs import fill, input_layout
 from runtime.system.forked_process import keep_in_children
+from runtime.wanted_outputs import WantedOutputs
 
 # Rows times tokens of a run: enough to keep a GPU busy, few enough to bound what lies between layers.
 RUN_TOKENS = 8192
+# Of a run where the logits of more are wanted: those of a token take more than all that lies between
+# layers, several times over.
+OUTPUT_TOKENS = 512
 _ELEMENT_TYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "bfloat16": 16}
 
 
@@ -126,11 +131,11 @@ class DeviceDecoder:
     def _shape(self, batch: int, capacity: int) -> CacheShape:
         return CacheShape(self.config, self.cache_dtype, batch, capacity)
 
-    def _workspace_bytes(self, batch: int, tokens: int) -> int:
-        """About what lies between layers in a run of so many tokens, and beside the logits."""
+    def _workspace_bytes(self, outputs: int, tokens: int) -> int:
+        """About what lies between layers in a run of so many tokens, and beside the logits of some."""
         c, itemsize = self.config, CACHE_BYTES[self.cache_dtype]
         between = itemsize * tokens * (2 * c.intermediate_dim + 7 * c.hidden_dim)
-        return between + 16 * batch * c.vocabulary_size
+        return between + 16 * outputs * c.vocabulary_size
 
     def _buffers(self, shape: CacheShape) -> CacheBuffers:
         pooled = self._pool.take(shape)
@@ -154,6 +159,7 @@ class DeviceDecoder:
         new_lengths: IntArray,
         *,
         first_row: int = 0,
+        outputs: IntArray | None = None,
         hidden_states: bool = False,
         check: Callable[[], object] | None = None,
     ) -> StepOutput:
@@ -163,28 +169,43 @@ class DeviceDecoder:
 
         Returns:
             The best logits, and all of them when they are looked at, which must be before the next
-            step. Those of a row without new tokens have no meaning.
+            step. Those of a row without new tokens have no meaning. With `outputs`, all logits of
+            these and no best ones.
 
         Raises:
             ValueError: if the shapes do not fit the cache or it has no room.
         """
         cache.check_new_tokens(token_ids, new_lengths, first_row)
         batch, sequence = token_ids.shape
-        buffers, hidden = cache.buffers, None
+        buffers, wanted, hidden = cache.buffers, None, None
+        most = RUN_TOKENS
+        if outputs is not None:
+            wanted = WantedOutputs(outputs, batch, sequence, self.config.vocabulary_size)
+            most = RUN_TOKENS if len(outputs) <= OUTPUT_TOKENS else min(RUN_TOKENS, OUTPUT_TOKENS)
         with self._lock:
-            if sequence == 1 and not hidden_states and not first_row:
+            if sequence == 1 and outputs is None and not hidden_states and not first_row:
                 self._decode(cache, token_ids, new_lengths)
             else:
                 if hidden_states:
                     hidden = np.zeros((batch, sequence, self.config.embedding_width), np.float32)
                 past = cache.lengths[first_row : first_row + batch]
-                for rows, columns in self._pieces(past, new_lengths, sequence, buffers.shape.slots):
+                pieces = self._pieces(past, new_lengths, sequence, buffers.shape.slots, most)
+                for rows, columns in pieces:
                     if check is not None:
                         check()
                     tokens = token_ids[rows, columns]
                     lengths = np.clip(new_lengths[rows] - columns.start, 0, tokens.shape[1])
                     states = None if hidden is None else hidden[rows, columns]
-                    self._run_piece(cache, first_row + rows.start, tokens, lengths, states)
+                    positions = logits = None
+                    if wanted is not None:
+                        places, positions = wanted.places(rows, columns)
+                        logits = wanted.buffer(places)
+                    place = first_row + rows.start
+                    self._run_piece(cache, place, tokens, lengths, states, positions, logits)
+                    if wanted is not None and logits is not None:
+                        wanted.put(places, logits)
+            if wanted is not None:
+                return StepOutput(wanted.logits, hidden)
             if self._revision is Revision.HOST:
                 return StepOutput(buffers.read_logits(), hidden)
             buffers.results.download()
@@ -199,7 +220,7 @@ class DeviceDecoder:
         step = self._decode_step(cache.buffers, rows)
         ids, lengths = np.zeros((rows, 1), np.int64), np.zeros(rows, np.int64)
         ids[:batch], lengths[:batch] = token_ids, new_lengths
-        self._fill(step.inputs, cache, slice(0, rows), ids, lengths)
+        self._fill(step.inputs, cache, slice(0, rows), ids, lengths, None)
         session = self._sessions[Phase.DECODE]
         self._runs.run_recorded(session, step.binding, step.options, step.graph_id)
         cache.lengths[:batch] += new_lengths.astype(np.int32, copy=False)
@@ -212,7 +233,7 @@ class DeviceDecoder:
             graph_id = self._graph_ids.setdefault(places, next(self._new_ids))
             inputs = buffers.inputs(rows)
             total = np.array([buffers.shape.slots], np.int32)
-            binding = self._bind(Phase.DECODE, buffers, inputs, slice(0, rows), 1, total)
+            binding = self._bind(Phase.DECODE, buffers, inputs, slice(0, rows), total)
             options = self._runs.options(graph_id)
             step = buffers.steps[rows] = DecodeStep(inputs, binding, options, graph_id, total)
         return step
@@ -224,30 +245,34 @@ class DeviceDecoder:
         rows: slice,
         token_ids: IntArray,
         new_lengths: IntArray,
+        outputs: NDArray[np.int64] | None,
     ) -> None:
-        past, temperatures = cache.lengths[rows], cache.temperatures[rows]
-        fill(inputs, self._revision, token_ids, past, new_lengths, temperatures, self._last_position)
+        past, last = cache.lengths[rows], self._last_position
+        temperatures = cache.temperatures[rows]
+        if outputs is not None:  # nobody sees what they would be for
+            temperatures = np.ones(len(outputs), np.float32)
+        fill(inputs, self._revision, token_ids, past, new_lengths, temperatures, last, outputs)
         inputs.upload()
 
     def _pieces(
-        self, past: IntArray, new_lengths: IntArray, sequence: int, slots: int
+        self, past: IntArray, new_lengths: IntArray, sequence: int, slots: int, most: int
     ) -> Iterator[tuple[slice, slice]]:
-        """Rows and columns of the runs that appending tokens takes.
+        """Rows and columns of the runs, each of `most` tokens, that appending tokens takes.
 
         The attention takes several tokens after a past for one row at a time, without padding; graphs
-        of revision 1 take any.
+        of `Revision.HOST` take any.
         """
         if not new_lengths.any():
             return
         together = sequence == 1 or not past.any() or self._revision is Revision.HOST
-        if sequence <= min(RUN_TOKENS, slots) and together:
-            count = RUN_TOKENS // sequence
+        if sequence <= min(most, slots) and together:
+            count = most // sequence
             for start in range(0, len(past), count):
                 yield slice(start, min(start + count, len(past))), slice(0, sequence)
             return
         for row, length in enumerate(new_lengths.tolist()):
-            for start in range(0, length, RUN_TOKENS):
-                yield slice(row, row + 1), slice(start, min(start + RUN_TOKENS, length))
+            for start in range(0, length, most):
+                yield slice(row, row + 1), slice(start, min(start + most, length))
 
     def _run_piece(
         self,
@@ -256,29 +281,41 @@ class DeviceDecoder:
         tokens: IntArray,
         lengths: IntArray,
         hidden_states: NDArray[np.float32] | None,
+        outputs: NDArray[np.int64] | None,
+        logits: NDArray[np.float32] | None,
     ) -> None:
+        """Runs some rows' tokens; what the caller wants of them is written to its arrays.
+
+        Without `outputs` the logits of each row's last token go to the cache's buffers.
+        """
         batch, sequence = tokens.shape
         rows = slice(first_row, first_row + batch)
-        layout = input_layout(batch, sequence, self._revision)
+        count = batch if outputs is None else len(outputs)
+        layout = input_layout(batch, sequence, count, self._revision)
         width = self.config.embedding_width
         hidden_bytes = 0 if hidden_states is None else 4 * batch * sequence * width
-        scratch = self._scratch.of_size(layout.nbytes + hidden_bytes)
+        hidden_bytes = -(-hidden_bytes // ALIGNMENT) * ALIGNMENT
+        logits_bytes = 0 if logits is None else logits.nbytes
+        scratch = self._scratch.of_size(layout.nbytes + hidden_bytes + logits_bytes)
         inputs = PackedArrays(self._memory, layout, scratch)
-        self._fill(inputs, cache, rows, tokens, lengths)
+        self._fill(inputs, cache, rows, tokens, lengths, outputs)
         total = np.array([self._total_length(cache, rows, sequence)], np.int32)
         phase = Phase.DECODE if sequence == 1 else Phase.PREFILL
-        binding = self._bind(phase, cache.buffers, inputs, rows, sequence, total)
+        logits_place = None if logits is None else scratch + layout.nbytes + hidden_bytes
+        binding = self._bind(phase, cache.buffers, inputs, rows, total, logits_place)
         if hidden_states is not None:
             shape, place = [batch, sequence, width], scratch + layout.nbytes
             self._bind_one(binding.bind_output, HIDDEN_STATES, np.float32, shape, place)
         self._runs.run(self._sessions[phase], binding)
         if self.device != "cpu":
-            taken = self._workspace_bytes(batch, batch * sequence)
+            taken = self._workspace_bytes(count, batch * sequence)
             self._runs.arena_bytes = max(self._runs.arena_bytes, taken)
         if hidden_states is not None:
             found = np.empty((batch, sequence, width), np.float32)
             self._memory.read(scratch + layout.nbytes, found)
             hidden_states[...] = found
+        if logits is not None and logits_place is not None:
+            self._memory.read(logits_place, logits)
         cache.lengths[rows] += lengths.astype(np.int32, copy=False)
 
     def _total_length(self, cache: DeviceCache, rows: slice, sequence: int) -> int:
@@ -295,12 +332,13 @@ class DeviceDecoder:
         buffers: CacheBuffers,
         inputs: PackedArrays,
         rows: slice,
-        sequence: int,
         total_length: NDArray[np.int32],
+        logits: int | None = None,
     ) -> Any:
         """Binds some rows' buffers to a graph, those of the cache as past and as present.
 
-        `total_length` must live as long as the binding.
+        `total_length` must live as long as the binding. Where there is no other address of the logits,
+        these and the best ones are written to the rows' own.
         """
         binding = self._sessions[phase].io_binding()
         first, batch = rows.start, rows.stop - rows.start
@@ -311,9 +349,10 @@ class DeviceDecoder:
         if self._revision is Revision.DEVICE:
             place = total_length.ctypes.data
             binding.bind_input(TOTAL_LENGTH, "cpu", 0, np.int32, [1], place)
-        vocabulary = [batch, self.config.vocabulary_size]
-        self._bind_one(binding.bind_output, LOGITS, np.float32, vocabulary, buffers.logits_row(first))
-        for name in result_names(self._revision):
+        shape = [len(inputs.views[OUTPUT_POSITIONS]), self.config.vocabulary_size]
+        place = buffers.logits_row(first) if logits is None else logits
+        self._bind_one(binding.bind_output, LOGITS, np.float32, shape, place)
+        for name in result_names(self._revision) if logits is None else ():
             array = buffers.results.views[name]
             shape = [batch, *array.shape[1:]]
             place = buffers.results.address(name, first)

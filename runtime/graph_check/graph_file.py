@@ -9,8 +9,8 @@ from typing import Any
 from graphs.contract import (
     INPUT_IDS,
     LAST_POSITIONS,
-    LAST_TOKENS,
     NEW_LENGTHS,
+    OUTPUT_POSITIONS,
     PAST_LENGTHS,
     POSITIONS,
     TOTAL_LENGTH,
@@ -37,7 +37,7 @@ from runtime.graph_check.messages import (
     VALUE,
 )
 from runtime.graph_check.operators import OPERATORS, Operator
-from runtime.graph_check.sizes import BATCH, CAPACITY, SEQUENCE, Dim, Shape
+from runtime.graph_check.sizes import BATCH, CAPACITY, OUTPUTS, SEQUENCE, Dim, Shape
 from runtime.graph_check.spans import UNKNOWN, Span
 from runtime.graph_check.values import MAX_TOLD, Node, Value
 from runtime.graph_check.wire_format import (
@@ -53,7 +53,12 @@ from runtime.graph_check.wire_format import (
     text,
 )
 
-_SYMBOLS: dict[Dim | str, Dim] = {"batch": BATCH, "sequence": SEQUENCE, "capacity": CAPACITY}
+_SYMBOLS: dict[Dim | str, Dim] = {
+    "batch": BATCH,
+    "sequence": SEQUENCE,
+    "capacity": CAPACITY,
+    "outputs": OUTPUTS,
+}
 
 
 def check_graph_file(data: bytes, limits: GraphLimits) -> int:
@@ -154,7 +159,7 @@ def given_value(spec: TensorSpec, limits: GraphLimits) -> Value:
         PAST_LENGTHS: CAPACITY,
         NEW_LENGTHS: tokens,
         POSITIONS: limits.config.max_sequence_length - 1,
-        LAST_TOKENS: BATCH * tokens - 1,
+        OUTPUT_POSITIONS: BATCH * tokens - 1,
         LAST_POSITIONS: CAPACITY - 1,
         TOTAL_LENGTH: CAPACITY,
     }

@@ -12,6 +12,7 @@ from runtime.graph_check.messages import BYTES
 from runtime.graph_check.sizes import (
     BATCH,
     CAPACITY,
+    OUTPUTS,
     SEQUENCE,
     Dim,
     Shape,
@@ -34,7 +35,9 @@ SLACK = 1024**2
 WEIGHT_READS = 2  # a table is looked up, and multiplied with
 SMALL_BYTES = 512  # of constants that shapes are computed of
 PACK_WIDTH = 16  # outputs that kernels compute at a time, which the last ones are filled up to
-_BATCH, _SEQUENCE, _CAPACITY = (next(iter(size.terms))[0] for size in (BATCH, SEQUENCE, CAPACITY))
+_BATCH, _SEQUENCE, _CAPACITY, _OUTPUTS = (
+    next(iter(size.terms))[0] for size in (BATCH, SEQUENCE, CAPACITY, OUTPUTS)
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ class GraphLimits:
         fixed = max(activation, c.vocabulary_size)
         return {
             frozenset(): fixed,
-            frozenset({_BATCH}): fixed,
+            frozenset({_BATCH}): activation,
+            frozenset({_OUTPUTS}): fixed,
             frozenset({_SEQUENCE}): activation,
             frozenset({_BATCH, _SEQUENCE}): activation,
             frozenset({_CAPACITY}): c.hidden_dim,

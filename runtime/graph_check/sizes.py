@@ -1,7 +1,7 @@
 """Sizes that are known before a run only as names: sums of products of a few symbols.
 
-A graph's inputs have the symbols batch, sequence and capacity, each at least 1; a size that depends on
-data gets a symbol of its own with an upper bound. Everything else is an `int`.
+A graph's inputs have the symbols batch, sequence, capacity and outputs, each at least 1; a size that
+depends on data gets a symbol of its own with an upper bound. Everything else is an `int`.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ def symbol(name: str, most: Dim | None = None) -> Size:
 
 
 BATCH, SEQUENCE, CAPACITY = symbol("batch"), symbol("sequence"), symbol("capacity")
+OUTPUTS = symbol("outputs")  # new tokens whose logits are wanted
 
 
 def _terms(value: Dim) -> Mapping[Monomial, int]:

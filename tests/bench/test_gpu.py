@@ -73,13 +73,14 @@ def test_traced_graphs_hold_no_weights(folder):
     program = load_program(path, TINY)
     assert len(program.weights) == 4 + 12 * 2
     assert program.shape_of("transformer_layer_1/output/kernel") == (256, 64)
-    assert [value.name for value in program.graph.inputs][:4] == [
+    assert [value.name for value in program.graph.inputs][:5] == [
         "input_ids",
         "past_lengths",
         "new_lengths",
+        "output_positions",
         "past_key_values.0.key",
     ]
-    assert len(program.graph.inputs) == 3 + 2 * 2
+    assert len(program.graph.inputs) == 4 + 2 * 2
     assert not program.graph.initializers.keys() & program.weights.keys()
 
 
@@ -142,6 +143,14 @@ def test_graphs_that_do_not_fit_are_refused(folder, tmp_path):
     with pytest.raises(ValueError, match=f"is missing; make it .* --trace {tmp_path}"):
         load_program(missing, TINY)
     plain = onnx.load(path)
+    older = onnx.ModelProto()
+    older.CopyFrom(plain)
+    del older.graph.input[3]  # the tokens whose logits are wanted
+    onnx.save_model(older, str(tmp_path / "older.onnx"))
+    with pytest.raises(
+        ValueError, match="follows another revision of the graph contract; trace it again"
+    ):
+        load_program(tmp_path / "older.onnx", TINY)
     del plain.metadata_props[:]
     onnx.save_model(plain, str(tmp_path / "plain.onnx"))
     with pytest.raises(ValueError, match=r"no traced graph: it lacks 'opt_onnx\.model'"):

@@ -183,6 +183,36 @@ def test_a_row_that_was_released_has_nothing(model):
             assert np.array_equal(tensor.numpy()[[0, 2]], old[[0, 2]])
 
 
+@pytest.mark.parametrize("first_row", [0, 1])
+def test_named_logits_are_those_of_the_full_pass(model, first_row):
+    """Of every position, padding's left out, in any order; beside an idle row, and without one."""
+    decoder = KerasDecoder(model.backbone)
+    generator = np.random.default_rng(1)
+    rows = generator.integers(0, 288, (2, 20)).astype("int32")
+    cache = decoder.new_cache(2 + first_row, 24)
+    past, new = np.array([6, 0], np.int32), np.array([9, 12], np.int32)
+    decoder.append(cache, rows[:, :6], past, first_row=first_row)
+    ids = np.zeros((2, 12), np.int64)
+    for i, n in enumerate(new):
+        ids[i, :n] = rows[i, past[i] : past[i] + n]
+    outputs = generator.permutation([i * 12 + j for i, n in enumerate(new) for j in range(n)])
+    output = decoder.append(cache, ids, new, first_row=first_row, outputs=outputs, hidden_states=True)
+    np.testing.assert_array_equal(cache.lengths[first_row:], past + new)
+    assert output.logits.shape == (21, 288)
+    assert output.hidden_states.shape == (2, 12, 32)
+    full = [
+        np.asarray(model({"token_ids": row[None], "padding_mask": np.ones((1, 20), "int32")}))[0]
+        for row in rows
+    ]
+    expected = np.stack([full[i // 12][past[i // 12] + i % 12] for i in outputs])
+    assert np.abs(output.logits - expected).max() < 1e-4 * expected.std()
+    none = np.zeros(0, np.int64)
+    output = decoder.append(cache, ids[:, :1], np.ones(2, np.int32), first_row=first_row, outputs=none)
+    assert output.logits.shape == (0, 288)
+    with pytest.raises(ValueError, match="outputs must be from 0 to 1"):
+        decoder.append(cache, ids[:, :1], np.ones(2, np.int32), first_row=first_row, outputs=[2])
+
+
 def test_sampling_follows_the_compiled_sampler(model, build_model, expected):
     sampled = build_model(seed=20)
     assert type(sampled.sampler) is samplers.TopKSampler

@@ -249,6 +249,28 @@ def test_a_prompt_in_pieces_is_the_prompt(bundles, kind):
     assert np.abs(pieces - whole).max() < 0.2 * whole.std()
 
 
+@pytest.mark.parametrize("chunk", [4, 192])
+def test_named_logits_are_those_of_shorter_prompts(bundles, kind, chunk, monkeypatch):
+    """Of all positions of rows in several runs, and in one; of the last ones to the bit."""
+    monkeypatch.setattr(session, "CHUNK_TOKENS", chunk)
+    decoder = open_decoder(bundles[kind].folder)
+    rows = np.random.default_rng(9).integers(4, 288, (2, 11))
+    lengths = np.full(2, 11, np.int32)
+    outputs = np.random.default_rng(10).permutation(22)
+    found = decoder.append(decoder.new_cache(2, 12), rows, lengths, outputs=outputs).logits
+    ordered = np.empty_like(found)
+    ordered[outputs] = found
+    # A single token, which ends some chunks too, is the decode graph's: mixed, that has other weights.
+    ends = [n for n in range(1, 12) if kind != "mixed" or n % chunk != 1]
+    wanted = np.concatenate([steps(decoder, rows, [(n, n)]) for n in ends], axis=1)
+    differences = np.abs(ordered.reshape(2, 11, -1)[:, [n - 1 for n in ends]] - wanted)
+    assert differences.max() < 0.2 * wanted.std()
+    assert differences.mean() < 0.02 * wanted.std()
+    last = steps(decoder, rows, [(11, 11)])[:, 0]
+    found = decoder.append(decoder.new_cache(2, 12), rows, lengths, outputs=np.array([21, 10]))
+    np.testing.assert_array_equal(found.logits, last[::-1])
+
+
 def test_batches_generate_what_single_prompts_do(bundles, kind):
     folder = bundles[kind].folder
     found = bundle_tokens(folder)

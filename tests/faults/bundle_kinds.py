@@ -166,7 +166,7 @@ def _twice(model: Any) -> None:
 
 
 def _wide_input(model: Any) -> None:
-    model.graph.input[3].type.tensor_type.shape.dim[2].dim_value = HUGE
+    model.graph.input[4].type.tensor_type.shape.dim[2].dim_value = HUGE
 
 
 def _wide_value(model: Any) -> None:
@@ -207,6 +207,18 @@ def _packed(model: Any) -> None:
     assert head.op_type == "Gemm"
     for i in range(100):
         _add(model, "Gemm", list(head.input), f"e{i}", transB=1)
+
+
+def _outputs_of(model: Any, indices: str) -> None:
+    """Has the logits be of other hidden states than those that the runtime asks for."""
+    lookup = next(node for node in model.graph.node if "output_positions" in node.input)
+    lookup.input[1] = indices
+
+
+def _outputs_behind(model: Any) -> None:
+    _outputs_of(model, "behind")
+    behind = helper.make_node("Add", ["output_positions", _constant(model, "one", [1])], ["behind"])
+    model.graph.node.insert(0, behind)
 
 
 def _float_range(model: Any) -> None:
@@ -283,8 +295,10 @@ MANIFESTS = (
          _raw_manifest(b'{"a": ' + b"9" * 100_000 + b"}"),
          "is not JSON"),
     Kind("the manifest has no hash of its own",
-         _raw_manifest(b'{"format": "opt-onnx-bundle", "contract_revision": 1}'),
+         _raw_manifest(b'{"format": "opt-onnx-bundle", "contract_revision": 3}'),
          "has no SHA-256 of its own"),
+    Kind("the contract before outputs were named", _manifest("contract_revision", value=1),
+         "follows revision 1 of the graph contract and this runtime knows 3 and 4: export the model"),
     Kind("a later contract", _manifest("contract_revision", value=99),
          "follows revision 99 of the graph contract"),
     Kind("a vocabulary of 10^12", _manifest("model", "vocabulary_size", value=10**12),
@@ -292,10 +306,10 @@ MANIFESTS = (
     Kind("a million layers", _manifest("model", "num_layers", value=10**6),
          "num_layers must be at most"),
     Kind("more layers than the weights hold", _manifest("model", "num_layers", value=1000),
-         "cannot be in the 184448 bytes"),
+         "cannot be in the 147840 bytes"),
     Kind("more positions than the weights hold",
          _manifest("model", "max_sequence_length", value=60_000),
-         "cannot be in the 184448 bytes"),
+         "cannot be in the 147840 bytes"),
     Kind("a sampler that names a class",
          _manifest("generation", "sampler", value={"class_name": "os.system", "config": {}}),
          "unknown sampler configuration"),
@@ -333,7 +347,7 @@ GRAPHS = (
          "in '../outside/pipe', and only 'weights.bin'"),
     Kind("a weight in the manifest", _external(location="manifest.json"),
          "in 'manifest.json', and only 'weights.bin'"),
-    Kind("a weight beyond the file", _external(offset="184448"), "of weights.bin, which has 184448"),
+    Kind("a weight beyond the file", _external(offset="147840"), "of weights.bin, which has 147840"),
     Kind("a weight before the file", _external(offset="-4096"), "which are no numbers"),
     Kind("a weight of another length", _external(length=str(HUGE)), "bytes of the weight"),
     Kind("a weight of absurd shape", _graph(_dims(HUGE, HUGE)), "bytes of the weight"),
@@ -370,6 +384,10 @@ GRAPHS = (
          "more is computed of constants alone than any bundle does"),
     Kind("one matrix packed 100 times", _graph(_packed),
          "more weights are multiplied with than the weights file has"),
+    Kind("logits of the tokens behind the wanted ones", _graph(_outputs_behind),
+         "may lie beyond batch*sequence places"),
+    Kind("logits of tokens that the past counts", _graph(lambda m: _outputs_of(m, "past_lengths")),
+         "may lie beyond batch*sequence places"),
     Kind("Range to 10^12", _node("Range", ["a", "n", "b"], {"a": 0, "n": HUGE, "b": 1}),
          "it must count whole numbers from 0 by 1 to a size"),
     Kind("Range to a float of 10^9", _graph(_float_range),

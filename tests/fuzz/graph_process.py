@@ -91,7 +91,7 @@ def _calls(limits: GraphLimits) -> list[tuple[list[int], list[int]]]:
 def _run(session: Any, limits: GraphLimits, past: list[int], new: list[int]) -> None:
     config, cache_dtype, revision = limits.config, limits.cache_dtype, limits.revision
     batch, sequence = len(past), max(new)
-    sizes = {"batch": batch, "sequence": sequence, "capacity": CAPACITY}
+    sizes = {"batch": batch, "sequence": sequence, "capacity": CAPACITY, "outputs": batch + 2}
     last = np.maximum(new, 1) - 1
     positions = np.array(past)[:, None] + np.arange(sequence)
     total = CAPACITY if sequence == 1 else sequence + max(past)
@@ -100,10 +100,10 @@ def _run(session: Any, limits: GraphLimits, past: list[int], new: list[int]) -> 
         "past_lengths": np.array(past),
         "new_lengths": np.array(new),
         "positions": np.minimum(positions, config.max_sequence_length - 1),
-        "last_tokens": np.arange(batch) * sequence + last,
+        "output_positions": [*(np.arange(batch) * sequence + last), batch * sequence - 1, 0],
         "last_positions": np.array(past) + last,
         "total_length": np.array([total]),
-        "inverse_temperatures": np.ones((batch, 1)),
+        "inverse_temperatures": 1,
     }
     binding = session.io_binding()
     kept = []

@@ -139,7 +139,7 @@ def device_inputs(
     cache_dtype: Any = np.float16,
     temperatures: Sequence[float] | None = None,
 ) -> tuple[Arrays, Arrays]:
-    """The same call by revisions 1 and 2, its cache full of noise that both dtypes hold."""
+    """The same call by both revisions, its cache full of noise that both dtypes hold."""
     host = contract_inputs(config, Phase.PREFILL, past, new, capacity)
     names = [name for name in host if name.startswith("past_key_values")]
     caches = {name: host[name].astype(cache_dtype) for name in names}
@@ -151,7 +151,7 @@ def device_inputs(
     device = {
         "input_ids": host["input_ids"],
         "positions": np.minimum(positions, config.max_sequence_length - 1),
-        "last_tokens": np.arange(batch) * sequence + last,
+        "output_positions": host["output_positions"],
         "last_positions": (lengths + last).astype(np.int32),
         "total_length": np.array([total], np.int32),
         "inverse_temperatures": np.float32(1 / np.array(temperatures or [1.0] * batch))[:, None],

@@ -15,6 +15,7 @@ import onnxruntime as ort
 from graphs.contract import ModelConfig, Phase, graph_inputs
 from graphs.passes.matching import remove_unused
 from graphs.program import Program
+from runtime.wanted_outputs import last_tokens
 
 Arrays = dict[str, np.ndarray]
 WIDTH = 4  # of the rows in the text graphs
@@ -202,9 +203,12 @@ def with_views(program: Program, values: Arrays) -> Arrays:
 def contract_inputs(
     config: ModelConfig, phase: Phase, past: list[int], new: list[int], capacity: int = 12
 ) -> Arrays:
-    """Inputs with a cache full of noise; rows have pasts of different lengths."""
+    """Inputs with a cache full of noise; rows have pasts of different lengths.
+
+    The logits are those of each row's last new token.
+    """
     generator = np.random.default_rng(1)
-    sizes = {"batch": len(past), "sequence": max(new), "capacity": capacity}
+    sizes = {"batch": len(past), "sequence": max(new), "capacity": capacity, "outputs": len(past)}
     values: Arrays = {}
     for spec in graph_inputs(config, phase):
         shape = tuple(sizes[d] if isinstance(d, str) else d for d in spec.shape)
@@ -212,4 +216,5 @@ def contract_inputs(
     values["input_ids"] = generator.integers(0, config.vocabulary_size, (len(past), max(new)))
     values["past_lengths"] = np.array(past, np.int32)
     values["new_lengths"] = np.array(new, np.int32)
+    values["output_positions"] = last_tokens(np.array(new), max(new))
     return values

@@ -16,8 +16,8 @@ from graphs.program import Program  # noqa: E402
 from tests.graphs.pass_helpers import Arrays, node_list, ops, parse, run_model  # noqa: E402
 
 TEXT = """
-g (float[batch, SIZE] x, float[batch, 1] inverse_temperatures)
-    => (float[batch, SIZE] logits, float[batch, SIZE] hidden_states, float[batch, SIZE] cache)
+g (float[outputs, SIZE] x, float[outputs, 1] inverse_temperatures)
+    => (float[outputs, SIZE] logits, float[outputs, SIZE] hidden_states, float[outputs, SIZE] cache)
 {
     logits = Identity (x)
     hidden_states = Neg (x)
@@ -149,13 +149,13 @@ def test_shapes_and_types_are_those_of_the_contract() -> None:
         for v in ranked(CUT).graph.outputs
     ]
     assert found[2:5] == [
-        ("best_logits", "float32", ["batch", 64]),
-        ("best_ids", "int64", ["batch", 64]),
-        ("weight_totals", "float32", ["batch"]),
+        ("best_logits", "float32", ["outputs", 64]),
+        ("best_ids", "int64", ["outputs", 64]),
+        ("weight_totals", "float32", ["outputs"]),
     ]
 
 
-def test_a_graph_of_revision_1_stays() -> None:
+def test_a_graph_of_the_host_stays() -> None:
     text = TEXT.replace("SIZE", "512").replace("inverse_temperatures", "other")
     program = parse(text, set(), ModelConfig(512, 1, 1, 8, 8, 8))
     nodes = node_list(program.graph)

@@ -52,8 +52,9 @@ def test_one_phase_is_not_the_other(toy_bundle: Path) -> None:
 def test_another_model(toy_bundle: Path) -> None:
     larger = ModelConfig(301, 3, 4, 32, 64, 64)
     assert problems(toy_bundle / "prefill.onnx", config=larger) == [
-        "7 inputs, not 9",
-        "output 0 is ('logits', 'float32', ('batch', 300)), not ('logits', 'float32', ('batch', 301))",
+        "8 inputs, not 10",
+        "output 0 is ('logits', 'float32', ('outputs', 300)), "
+        "not ('logits', 'float32', ('outputs', 301))",
         "6 outputs, not 8",
     ]
 
@@ -62,7 +63,7 @@ def test_another_cache_dtype(toy_bundle: Path) -> None:
     found = problems(toy_bundle / "prefill.onnx", cache_dtype="float16")
     assert len(found) == 8
     assert found[0].startswith(
-        "input 3 is ('past_key_values.0.key', 'float32', ('batch', 4, 'capacity'"
+        "input 4 is ('past_key_values.0.key', 'float32', ('batch', 4, 'capacity'"
     )
     assert found[0].endswith("not ('past_key_values.0.key', 'float16', ('batch', 4, 'capacity', 8))")
 
@@ -90,7 +91,8 @@ def test_everything_wrong_is_told_at_once(toy_bundle_copy: Path) -> None:
     assert problems(path) == [
         "input 1 is ('past_length', 'int32', ('batch',)), not ('past_lengths', 'int32', ('batch',))",
         "input 2 is ('new_lengths', 'int32', ('rows',)), not ('new_lengths', 'int32', ('batch',))",
-        "output 0 is ('logits', 'float32', ('batch', 299)), not ('logits', 'float32', ('batch', 300))",
+        "output 0 is ('logits', 'float32', ('outputs', 299)), "
+        "not ('logits', 'float32', ('outputs', 300))",
         "7 outputs, not 6",
     ]
 

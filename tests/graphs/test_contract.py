@@ -218,19 +218,20 @@ def test_parameters_of_opt_350m() -> None:
 CACHE = ("batch", 4, "capacity", 8)
 
 
-def test_inputs_and_outputs_are_those_of_revision_1() -> None:
+def test_inputs_and_outputs_are_those_of_revision_3() -> None:
     """A change here is a new revision: bundles that were written before do not follow it."""
     assert graph_inputs(CONFIG, Phase.PREFILL) == [
         TensorSpec("input_ids", "int64", ("batch", "sequence")),
         TensorSpec("past_lengths", "int32", ("batch",)),
         TensorSpec("new_lengths", "int32", ("batch",)),
+        TensorSpec("output_positions", "int64", ("outputs",)),
         TensorSpec("past_key_values.0.key", "float32", CACHE),
         TensorSpec("past_key_values.0.value", "float32", CACHE),
         TensorSpec("past_key_values.1.key", "float32", CACHE),
         TensorSpec("past_key_values.1.value", "float32", CACHE),
     ]
     assert graph_outputs(CONFIG, Phase.PREFILL) == [
-        TensorSpec("logits", "float32", ("batch", 300)),
+        TensorSpec("logits", "float32", ("outputs", 300)),
         TensorSpec("hidden_states", "float32", ("batch", "sequence", 32)),
         TensorSpec("present.0.key", "float32", CACHE),
         TensorSpec("present.0.value", "float32", CACHE),

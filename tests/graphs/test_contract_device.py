@@ -1,4 +1,4 @@
-"""Revision 2 of the contract: the tensors of graphs whose memory is a device's, pinned."""
+"""Revision 4 of the contract: the tensors of graphs whose memory is a device's, pinned."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ CACHE = ("batch", 4, "capacity", 8)
 
 
 def test_the_revisions() -> None:
-    assert [(one.name, int(one)) for one in Revision] == [("HOST", 1), ("DEVICE", 2)]
+    assert [(one.name, int(one)) for one in Revision] == [("HOST", 3), ("DEVICE", 4)]
 
 
-def test_inputs_and_outputs_are_those_of_revision_2() -> None:
+def test_inputs_and_outputs_are_those_of_revision_4() -> None:
     """A change here is a new revision: bundles that were written before do not follow it."""
     assert graph_inputs(CONFIG, Phase.PREFILL, "float16", Revision.DEVICE) == [
         TensorSpec("input_ids", "int64", ("batch", "sequence")),
         TensorSpec("positions", "int64", ("batch", "sequence")),
-        TensorSpec("last_tokens", "int64", ("batch",)),
+        TensorSpec("output_positions", "int64", ("outputs",)),
         TensorSpec("last_positions", "int32", ("batch",)),
         TensorSpec("total_length", "int32", (1,)),
-        TensorSpec("inverse_temperatures", "float32", ("batch", 1)),
+        TensorSpec("inverse_temperatures", "float32", ("outputs", 1)),
         TensorSpec("past_key_values.0.key", "float16", CACHE),
         TensorSpec("past_key_values.0.value", "float16", CACHE),
         TensorSpec("past_key_values.1.key", "float16", CACHE),
         TensorSpec("past_key_values.1.value", "float16", CACHE),
     ]
     assert graph_outputs(CONFIG, Phase.PREFILL, "float16", Revision.DEVICE) == [
-        TensorSpec("logits", "float32", ("batch", 300)),
+        TensorSpec("logits", "float32", ("outputs", 300)),
         TensorSpec("hidden_states", "float32", ("batch", "sequence", 32)),
-        TensorSpec("best_logits", "float32", ("batch", 64)),
-        TensorSpec("best_ids", "int64", ("batch", 64)),
-        TensorSpec("weight_totals", "float32", ("batch",)),
+        TensorSpec("best_logits", "float32", ("outputs", 64)),
+        TensorSpec("best_ids", "int64", ("outputs", 64)),
+        TensorSpec("weight_totals", "float32", ("outputs",)),
         TensorSpec("present.0.key", "float16", CACHE),
         TensorSpec("present.0.value", "float16", CACHE),
         TensorSpec("present.1.key", "float16", CACHE),
@@ -77,7 +77,7 @@ def test_bytes_of_a_cache_s_entries() -> None:
     assert CACHE_BYTES == {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
-def test_revision_1_is_what_is_meant_without_a_word() -> None:
+def test_the_host_s_is_what_is_meant_without_a_word() -> None:
     for phase in Phase:
         assert graph_inputs(CONFIG, phase) == graph_inputs(CONFIG, phase, "float32", Revision.HOST)
         assert graph_outputs(CONFIG, phase) == graph_outputs(CONFIG, phase, "float32", Revision.HOST)
@@ -91,7 +91,7 @@ def test_a_small_vocabulary_is_ranked_whole(vocabulary: int, count: int) -> None
         spec.name: spec.shape
         for spec in graph_outputs(config, Phase.DECODE, "float16", Revision.DEVICE)
     }
-    assert shapes["best_logits"] == shapes["best_ids"] == ("batch", count)
+    assert shapes["best_logits"] == shapes["best_ids"] == ("outputs", count)
 
 
 def test_hidden_states_are_as_wide_as_the_embedding() -> None:

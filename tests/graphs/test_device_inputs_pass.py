@@ -128,18 +128,7 @@ def unknown_positions(program: Program) -> None:
     del program.weights["embeddings/position_embedding/embeddings"]
 
 
-def other_last_tokens(program: Program) -> None:
-    (node,) = (
-        node
-        for node in program.graph
-        if node.op_type == "Gather" and program.name_of(node.inputs[0]) is None
-    )
-    node.op_type = "GatherND"
-
-
-@pytest.mark.parametrize(
-    "change", [other_attention, unknown_positions, other_last_tokens, other_hidden_states]
-)
+@pytest.mark.parametrize("change", [other_attention, unknown_positions, other_hidden_states])
 def test_a_graph_of_another_kind_stays_as_it_is(
     traced: Trace, change: Callable[[Program], None]
 ) -> None:

@@ -78,7 +78,7 @@ def values() -> dict[str, Any]:
         },
         "source": {"preset": "Zoë"},
         "versions": {"keras": "3.15.1"},
-        "contract_revision": 1,
+        "contract_revision": 3,
         "probe": {
             "prompt": [5, 299],
             "token_ids": [7, 0],
@@ -162,16 +162,18 @@ def test_files_and_their_size() -> None:
 
 # === Malformed ===
 
-REVISION = "follows revision {} of the graph contract and this runtime knows 1 and 2"
+REVISION = "follows revision {} of the graph contract and this runtime knows 3 and 4"
 WHOLE = "must be a whole number"
 BAD: list[tuple[str, Any, str]] = [
     ("format", ..., "is not the manifest of a bundle"),
     ("format", "onnx-bundle", "is not the manifest of a bundle"),
     ("contract_revision", ..., REVISION.format(None)),
-    ("contract_revision", 3, REVISION.format(3)),
+    ("contract_revision", 1, REVISION.format(1)),
+    ("contract_revision", 2, REVISION.format(2)),
+    ("contract_revision", 5, REVISION.format(5)),
     ("contract_revision", True, REVISION.format(True)),
-    ("contract_revision", 2, "contract_revision of target 'portable' must be 1, got 2"),
-    ("contract_revision", [1], "follows revision"),
+    ("contract_revision", 4, "contract_revision of target 'portable' must be 3, got 4"),
+    ("contract_revision", [3], "follows revision"),
     (
         "precision",
         "int3",

@@ -333,10 +333,12 @@ def test_passes_keep_what_the_graph_computes(
     traced: Trace, name: str, phase: Phase, past: list[int], new: list[int]
 ) -> None:
     found, inputs = traced(name, phase), contract_inputs(CONFIG, phase, past, new)
+    outputs = len(past) * max(new)
+    inputs["output_positions"] = np.arange(outputs)[::-1]
     before, after = found.run(inputs), found.run(inputs, "portable")
     assert before["logits"].std() > 0.5
     assert_same(before, after)
-    sizes = {"batch": len(past), "sequence": max(new), "capacity": 12}
+    sizes = {"batch": len(past), "sequence": max(new), "capacity": 12, "outputs": outputs}
     for spec in graph_outputs(found.config, phase):
         shape = tuple(sizes[d] if isinstance(d, str) else d for d in spec.shape)
         assert after[spec.name].shape == shape, spec.name

@@ -104,7 +104,7 @@ def test_the_graph_computes_what_it_did(
     before, after = run(model, flat, inputs), run(model, rows, inputs)
     assert before["logits"].std() > 0.5
     assert_same(readable(before, past, new), readable(after, past, new))
-    sizes = {"batch": len(past), "sequence": max(new), "capacity": 12}
+    sizes = {"batch": len(past), "sequence": max(new), "capacity": 12, "outputs": len(past)}
     for spec in graph_outputs(model.config, phase):
         shape = tuple(sizes[d] if isinstance(d, str) else d for d in spec.shape)
         assert after[spec.name].shape == shape, spec.name

@@ -121,6 +121,7 @@ class SequenceDecoder:
         new_lengths: Any,
         *,
         first_row: int = 0,
+        outputs: Any = None,
         hidden_states: bool = False,
         check: Any = None,
     ) -> StepOutput:
@@ -130,14 +131,20 @@ class SequenceDecoder:
         self.appended.append(int((new_lengths > 0).sum()))
         logits = np.full((rows, self.config.vocabulary_size), UNDEFINED, np.float32)
         states = np.full((batch, sequence, self.hidden), UNDEFINED, np.float32)
+        everywhere = np.full((batch, sequence, self.config.vocabulary_size), UNDEFINED, np.float32)
         for i, count in enumerate(new_lengths):
             row = first_row + i
             for j in range(count):
                 cache.tokens[row, cache.lengths[row]] = token_ids[i, j]
                 cache.lengths[row] += 1
                 states[i, j] = self.state(cache.tokens[row, : cache.lengths[row]])
-            if count:
+                if outputs is not None:
+                    everywhere[i, j] = self.logits(cache.tokens[row, : cache.lengths[row]])
+            if count and outputs is None:
                 logits[row] = self.logits(cache.tokens[row, : cache.lengths[row]])
+        if outputs is not None:
+            assert 0 <= min(outputs, default=0) <= max(outputs, default=0) < batch * sequence
+            logits = everywhere.reshape(batch * sequence, -1)[np.asarray(outputs, np.int64)]
         return StepOutput(logits, states if hidden_states else None)
 
 
@@ -167,6 +174,8 @@ class BestDecoder(SequenceDecoder):
         output = super().append(cache, *arguments, **options)
         self.steps += 1
         step = self.steps
+        if options.get("outputs") is not None:
+            return output
 
         def read() -> np.ndarray:
             assert step == self.steps  # the device has not gone on

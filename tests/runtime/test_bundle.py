@@ -82,13 +82,13 @@ def test_json_that_is_no_manifest(toy_bundle_copy: Path, values: Any) -> None:
     assert_refused(toy_bundle_copy, message)
 
 
-@pytest.mark.parametrize("revision", [0, 3, "1", None])
+@pytest.mark.parametrize("revision", [0, 1, 2, 5, "3", None])
 def test_another_contract_revision(toy_bundle_copy: Path, revision: Any) -> None:
     edit_manifest(toy_bundle_copy, lambda values: values.update(contract_revision=revision))
     assert_refused(
         toy_bundle_copy,
-        f"follows revision {revision!r} of the graph contract and this runtime knows 1 and 2: export "
-        "it again with this version, or use the version that wrote it",
+        f"follows revision {revision!r} of the graph contract and this runtime knows 3 and 4: export "
+        "the model again with this version, or use the version that wrote the bundle",
     )
 
 

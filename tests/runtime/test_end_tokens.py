@@ -67,6 +67,10 @@ def test_ids_that_the_model_does_not_have_are_refused(decoder: SessionDecoder, e
 
 
 def test_a_bundle_brings_its_own(toy_bundle_copy: Path) -> None:
+    assert Generator.from_bundle(toy_bundle_copy, "cpu", 1).end_token_ids == (2,)
+    edit_manifest(
+        toy_bundle_copy, lambda v: v["generation"].pop("end_token_ids")
+    )  # as of older exports
     assert Generator.from_bundle(toy_bundle_copy, "cpu", 1).end_token_ids is None
     edit_manifest(toy_bundle_copy, lambda v: v["generation"].update(end_token_ids=[7, 2]))
     generator = Generator.from_bundle(toy_bundle_copy, "cpu", 1)

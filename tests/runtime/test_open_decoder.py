@@ -136,7 +136,7 @@ def test_how_sessions_are_opened_on_a_gpu(gpu: list[Any], bundle: Bundle, cuda_b
     decoder = open_decoder.open_decoder(bundle, "cuda:1", allow_cpu_nodes=True)
     plain = {"device": "cuda:1", "cuda_graphs": False, "allow_cpu_nodes": True, "max_arena_bytes": None}
     assert gpu[2:] == [{"graph": f"{phase}.onnx", **plain} for phase in Phase]
-    assert not decoder._runs._cuda_graphs  # revision 1 has operators that run on the CPU
+    assert not decoder._runs._cuda_graphs  # the host's graphs have operators that run on the CPU
 
 
 def test_recorded_steps_give_the_same_texts(

@@ -21,7 +21,7 @@ from tests.runtime.gpu.stub_cuda import StubCuda
 from tests.runtime.test_session import RAGGED, append, check_some_rows, logits_alone, random_rows
 from tests.runtime.toy import CASES, HIDDEN, HIDDEN_STATES, POSITIONS, VOCABULARY, ragged_pieces
 
-KINDS = ["fp16", "fp16 in pieces", "fp32 of revision 1", "fp32 of revision 1 in pieces", "fp16 on CUDA"]
+KINDS = ["fp16", "fp16 in pieces", "fp32 of the host", "fp32 of the host in pieces", "fp16 on CUDA"]
 
 
 def over(bundle: Bundle, memory: DeviceMemory) -> DeviceDecoder:

@@ -11,13 +11,13 @@ from graphs.contract import ModelConfig, Phase, Revision
 from runtime.graph_check.limits import GraphLimits
 from runtime.graph_check.messages import FUSED, STANDARD
 from runtime.graph_check.operators import OPERATORS
-from runtime.graph_check.sizes import BATCH, CAPACITY, SEQUENCE, Dim
+from runtime.graph_check.sizes import BATCH, CAPACITY, OUTPUTS, SEQUENCE, Dim
 from runtime.graph_check.spans import UNKNOWN, Span, only
 from runtime.graph_check.values import Node, Value
 from runtime.graph_check.wire_format import GraphFileError
 
 CONFIG = ModelConfig(300, 2, 4, 32, 64, 64)
-SYMBOLS: dict[str, Dim] = {"B": BATCH, "S": SEQUENCE, "C": CAPACITY}
+SYMBOLS: dict[str, Dim] = {"B": BATCH, "S": SEQUENCE, "C": CAPACITY, "O": OUTPUTS}
 LIMITS = GraphLimits(CONFIG, Phase.PREFILL, "float32", "weights.bin", 100_000)
 
 
@@ -86,5 +86,5 @@ def refused(why: str, kind: str, *inputs: Input, **options: Any) -> None:
 
 
 def device_limits() -> GraphLimits:
-    """Of revision 2."""
+    """Of `Revision.DEVICE`."""
     return GraphLimits(CONFIG, Phase.PREFILL, "float16", "weights.bin", 100_000, Revision.DEVICE)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from graphs.contract import Phase, graph_inputs
+from graphs.contract import Phase, Revision, graph_inputs
 from runtime.graph_check.graph_file import given_value
 from runtime.graph_check.limits import GraphLimits
 from runtime.graph_check.values import Value
@@ -49,7 +49,7 @@ def one() -> Value:
 def attention(limits: GraphLimits = LIMITS) -> list[Input]:
     """The inputs of an attention as the passes write them."""
     packed = f"{limits.cache_dtype} [B, {'S' if limits.phase is Phase.PREFILL else 1}, 96]"
-    if limits.revision == 2:
+    if limits.revision is Revision.DEVICE:
         lengths = [graph_input("last_positions", limits), graph_input("total_length", limits)]
     else:
         past, new = graph_input("past_lengths", limits), graph_input("new_lengths", limits)

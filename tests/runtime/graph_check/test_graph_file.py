@@ -50,7 +50,7 @@ def test_whole_graphs(toy_bundle: Path) -> None:
 
 def test_what_is_told_of_values() -> None:
     values, _ = infer_values(DATA, LIMITS)
-    assert str(values[b"logits"]) == "float32 [batch, 300]"
+    assert str(values[b"logits"]) == "float32 [outputs, 300]"
     assert str(values[b"MatMul:0"]) == "float32 [batch, 4, sequence, min(capacity)]"
     assert values[b"embeddings/token_embedding/embeddings"].initializer
     assert not values[b"logits"].constant

@@ -11,7 +11,7 @@ import pytest
 from graphs.contract import ModelConfig
 from runtime.graph_check.graph_file import check_graph_file, infer_values
 from runtime.graph_check.messages import BYTES
-from runtime.graph_check.sizes import BATCH, CAPACITY, SEQUENCE, Dim, symbol
+from runtime.graph_check.sizes import BATCH, CAPACITY, OUTPUTS, SEQUENCE, Dim, symbol
 from runtime.graph_check.values import Value
 from tests.runtime.graph_check.graph_bytes import (
     INITIALIZER,
@@ -28,7 +28,8 @@ from tests.runtime.graph_check.toy_graph import DATA, LIMITS, SIZE, refused
     ("sizes", "most"),
     [
         ((), 5000),
-        ((BATCH,), 5000),
+        ((OUTPUTS,), 5000),
+        ((BATCH,), 2048),
         ((SEQUENCE,), 2048),
         ((BATCH, SEQUENCE), 2048),
         ((CAPACITY,), 512),
@@ -51,7 +52,18 @@ def test_the_smallest_bound_is_for_small_models() -> None:
 
 
 def test_values_that_no_model_has() -> None:
-    for shape in ((BATCH, BATCH), (SEQUENCE, SEQUENCE), (BATCH + 1,), (BATCH - 1, 4), (0,), (BATCH, 0)):
+    for shape in (
+        (BATCH, BATCH),
+        (SEQUENCE, SEQUENCE),
+        (BATCH + 1,),
+        (BATCH - 1, 4),
+        (0,),
+        (BATCH, 0),
+        (OUTPUTS, OUTPUTS),
+        (OUTPUTS, BATCH),
+        (OUTPUTS, SEQUENCE),
+        (OUTPUTS, CAPACITY),
+    ):
         assert LIMITS.problem(shape, fixed=False) is not None
     used = symbol("used", CAPACITY)
     assert LIMITS.problem((BATCH, 4, SEQUENCE, used), fixed=False) is None
@@ -93,7 +105,7 @@ def test_products_of_constants_are_bounded() -> None:
 
 
 def test_weights_are_packed_twice_at_most() -> None:
-    a = weight("a", "float32", [32, 1400], 0, 4 * 32 * 1400)
+    a = weight("a", "float32", [32, 1100], 0, 4 * 32 * 1100)
     hidden = "layer_norm_1/add_2:0"
 
     def products(count: int) -> bytes:
@@ -107,7 +119,7 @@ def test_weights_are_packed_twice_at_most() -> None:
 
 def test_values_are_no_larger_than_the_models() -> None:
     for inputs, why in (
-        (["logits", "wide"], r"it is float32 \[batch, 2048, 300\], more than a model"),
+        (["logits", "wide"], r"it is float32 \[outputs, 2048, 300\], more than a model"),
         (["hidden_states", "wide"], "the shapes do not agree|more than a model"),
     ):
         wide = weight("wide", "float32", [2048, 1], 0, 8192)

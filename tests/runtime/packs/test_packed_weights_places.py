@@ -277,13 +277,13 @@ def test_a_full_disk_is_told_before_anything_is_written(
 
     def usage(path: Path) -> Any:
         asked.append(path)
-        return SimpleNamespace(free=440_000)  # the weights are 184 KB, the graph 22 KB
+        return SimpleNamespace(free=360_000)  # the weights are 148 KB, the graph 21 KB
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
     monkeypatch.setattr(packed_weights, "_in_words", lambda size: f"{size} bytes")
     told = (
-        f"no pack of 445778 bytes can be written to {folder / 'packed'}: only 440000 bytes are free; "
-        f"or to {cache}: only 440000 bytes are free"
+        f"no pack of 360489 bytes can be written to {folder / 'packed'}: only 360000 bytes are free; "
+        f"or to {cache}: only 360000 bytes are free"
     )
     assert_packed_in_memory(folder, wanted, told)
     assert asked == [folder / "packed", cache]
