@@ -48,7 +48,7 @@ class BoundCache(KVCache):
         self._decoder = weakref.proxy(decoder)
         self.decode_ids = np.zeros((batch, 1), np.int64)
         self.new_lengths = np.zeros(batch, np.int32)
-        self._decode_outputs = np.arange(batch)
+        self._decode_outputs = np.arange(batch, dtype=np.int64)
         # Zeros, so that rows which have had no token yet do not show what the memory held before.
         self.logits = np.zeros((batch, decoder.config.vocabulary_size), np.float32)
         # Bound once for each number of rows: a step writes new numbers into the same buffers.
@@ -157,7 +157,7 @@ class SessionDecoder:
             Of a row without new tokens the logits are finite numbers without a meaning.
 
         Raises:
-            ValueError: if the shapes do not fit the cache or it has no room.
+            ValueError: if the shapes do not fit the cache, it has no room, or an output is no token.
         """
         added = cache.check_new_tokens(token_ids, new_lengths, first_row)
         batch, sequence = token_ids.shape

@@ -11,7 +11,8 @@ from runtime.decoder import IntArray
 
 def last_tokens(new_lengths: IntArray, sequence: int) -> NDArray[np.int64]:
     """Each row's last valid new token, counted over rows times tokens; its first where it has none."""
-    last: NDArray[np.int64] = np.maximum(new_lengths, 1) - 1 + sequence * np.arange(len(new_lengths))
+    rows = np.arange(len(new_lengths), dtype=np.int64)
+    last: NDArray[np.int64] = rows * sequence + np.maximum(new_lengths, 1) - 1
     return last
 
 

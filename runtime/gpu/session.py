@@ -173,7 +173,7 @@ class DeviceDecoder:
             these and no best ones.
 
         Raises:
-            ValueError: if the shapes do not fit the cache or it has no room.
+            ValueError: if the shapes do not fit the cache, it has no room, or an output is no token.
         """
         cache.check_new_tokens(token_ids, new_lengths, first_row)
         batch, sequence = token_ids.shape
@@ -181,7 +181,8 @@ class DeviceDecoder:
         most = RUN_TOKENS
         if outputs is not None:
             wanted = WantedOutputs(outputs, batch, sequence, self.config.vocabulary_size)
-            most = RUN_TOKENS if len(outputs) <= OUTPUT_TOKENS else min(RUN_TOKENS, OUTPUT_TOKENS)
+            if len(outputs) > max(batch, OUTPUT_TOKENS):
+                most = min(RUN_TOKENS, OUTPUT_TOKENS)
         with self._lock:
             if sequence == 1 and outputs is None and not hidden_states and not first_row:
                 self._decode(cache, token_ids, new_lengths)
@@ -257,7 +258,7 @@ class DeviceDecoder:
     def _pieces(
         self, past: IntArray, new_lengths: IntArray, sequence: int, slots: int, most: int
     ) -> Iterator[tuple[slice, slice]]:
-        """Rows and columns of the runs, each of `most` tokens, that appending tokens takes.
+        """Rows and columns of the runs, each of at most `most` tokens, that appending takes.
 
         The attention takes several tokens after a past for one row at a time, without padding; graphs
         of `Revision.HOST` take any.
