@@ -19,13 +19,14 @@ from exporter.presets.text_rows import pack_rows
 from runtime.bundle import Bundle, load_bundle
 from runtime.command import CommandParser, run_command
 from runtime.decoder import Decoder
+from runtime.generator import Generator
 from runtime.text_files import decode_text
 
 ROW_TOKENS = 512  # what the embedded preset was trained and measured with
 
 DESCRIPTION = """\
-Measure the perplexity of a bundle: exp of the mean negative log-likelihood of each next token, computed
-token by token through the decode graph.
+Measure the perplexity of a bundle: exp of the mean negative log-likelihood of each next token, by
+`Generator.score`, which reads rows as prompts are read.
 """
 
 EXAMPLES = """\
@@ -144,32 +145,23 @@ def measure_perplexity(
     batch: int = 16,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Perplexity:
-    """Feeds rows token by token and adds up what the model says of each next token.
+    """Scores rows and adds up what the model says of each token.
 
     Args:
         decoder: the model.
         inputs: int64 [rows, length], the tokens fed.
-        labels: int64 [rows, length], the tokens to predict.
+        labels: int64 [rows, length], the tokens to predict: the fed ones from the second on, and one.
         batch: rows at a time.
         progress: told what is being done.
     """
+    generator = Generator(decoder, None, max_prefix_bytes=0)
     total = 0.0
     for start in range(0, len(inputs), batch):
         progress(f"row {start + 1} of {len(inputs)}")
-        total += _summed_loss(decoder, inputs[start : start + batch], labels[start : start + batch])
-    rows, row_tokens = inputs.shape
-    return Perplexity(rows, row_tokens, total / inputs.size)
-
-
-def _summed_loss(decoder: Decoder, inputs: NDArray[np.int64], labels: NDArray[np.int64]) -> float:
-    rows, length = inputs.shape
-    cache = decoder.new_cache(rows, length)
-    ones = np.ones(rows, np.int32)
-    total = 0.0
-    for i in range(length):
-        logits = decoder.append(cache, inputs[:, i : i + 1], ones).logits
-        total -= float(log_likelihoods(logits, labels[:, i]).sum())
-    return total
+        part = slice(start, start + batch)
+        rows = np.concatenate([inputs[part, :1], labels[part]], axis=1).tolist()
+        total -= math.fsum(score.total for score in generator.score(rows))
+    return Perplexity(*inputs.shape, total / inputs.size)
 
 
 def log_likelihoods(logits: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -27,6 +27,7 @@ from runtime.decoder import Decoder
 from runtime.engine.call import Call
 from runtime.engine.engine import Engine
 from runtime.engine.request import Request
+from runtime.engine.search.scoring import ScoringSearch
 from runtime.engine.turns import Turns
 from runtime.inputs import (
     Batch,
@@ -37,8 +38,9 @@ from runtime.inputs import (
     read_batch,
 )
 from runtime.outputs import give_results, give_texts, give_tokens, join
-from runtime.results import CutReason, GenerationResult
+from runtime.results import CutReason, GenerationResult, Score
 from runtime.samplers import Sampler
+from runtime.scored_texts import read_scored
 from runtime.system.forked_process import check_process
 from runtime.tokenization.tokenizer import StreamDecoder, Tokenizer
 
@@ -354,6 +356,62 @@ class Generator:
         if not isinstance(batch, TextBatch) or not batch.single:
             raise ValueError(f"stream() takes one string, got {shown(prompt)}")
         return self._stream_text(self._prepare(batch, options), strip_prompt)
+
+    def score(
+        self,
+        inputs: Any,
+        context: Any = None,
+        *,
+        timeout: float | None = None,
+        cancel: CancelEvent | None = None,
+    ) -> Any:
+        """How probable the model finds texts, token by token.
+
+        Reads them in parts and writes nothing: memory is that of a part's logits, however long the
+        text is. Calls that generate meanwhile go on between the parts.
+
+        Args:
+            inputs: a string or a list of strings; or token ids of one text, a list or array of whole
+                numbers, or a list of these.
+            context: of the same kind, what stands before each of the texts and is not scored itself.
+                Text and context are brought to tokens together; a token across their border counts as
+                the text's. Without one a string follows the start token, and of token ids the first is
+                not scored.
+            timeout: seconds from the call after which it ends.
+            cancel: a `threading.Event`; the call ends soon after any thread sets it.
+
+        Returns:
+            A `runtime.results.Score`, or a list of them for a list of texts.
+
+        Raises:
+            ValueError: if there is nothing to score, a text and its context have more tokens than the
+                model has positions, a token id is not in the vocabulary, or the inputs are of no such
+                kind.
+            GenerationTimeoutError, GenerationCancelledError: if the timeout or `cancel` ended the call.
+            CacheMemoryError, LogitsError, ForkedProcessError: see `generate`.
+        """
+        check_process(self._process)
+        limits = CallLimits(timeout, cancel)
+        texts = read_scored(inputs, context, self.tokenizer, self.config, limits.check)
+        search = ScoringSearch([text.token_ids for text in texts.rows])
+        fed = [(*text.context_token_ids, *text.token_ids[:-1]) for text in texts.rows]
+        call = Call([Request(row, len(row) + 1) for row in fed], search, limits)
+        try:
+            self._begin(call)
+            self._turns.run(lambda: call.ended)
+        finally:
+            self._turns.leave(call)
+        call.check_complete()
+        found = [
+            Score(
+                text.context_token_ids,
+                text.token_ids,
+                tuple(sequence.state.log_probabilities),
+                tuple(sequence.state.greedy),
+            )
+            for text, sequence in zip(texts.rows, call.sequences, strict=True)
+        ]
+        return found[0] if texts.single else found
 
     async def agenerate(
         self,

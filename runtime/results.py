@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -83,3 +84,32 @@ class GenerationResult:
             "prefill_tokens_per_second": self.prefill_tokens_per_second,
             "decode_tokens_per_second": self.decode_tokens_per_second,
         }
+
+
+@dataclass(frozen=True)
+class Score:
+    """How probable a model finds the tokens of a text.
+
+    Attributes:
+        context_token_ids: what stands before the scored tokens: the start token, and a context.
+        token_ids: the scored tokens.
+        log_probabilities: of each, after all that stands before it; natural logarithms.
+        greedy: whether each is the most probable token there, the first of them on a tie.
+    """
+
+    context_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    log_probabilities: tuple[float, ...]
+    greedy: tuple[bool, ...]
+
+    @property
+    def total(self) -> float:
+        """The logarithm of the probability of all scored tokens together."""
+        return math.fsum(self.log_probabilities)
+
+    @property
+    def perplexity(self) -> float:
+        """The inverse of the tokens' geometric mean probability; NaN where there are none."""
+        if not self.token_ids:
+            return math.nan
+        return math.exp(-self.total / len(self.token_ids))

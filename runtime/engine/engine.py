@@ -18,7 +18,7 @@ from runtime.call_limits import CallCut
 from runtime.decoder import Decoder
 from runtime.engine.call import Call, Entry
 from runtime.engine.memory import CacheMemory
-from runtime.engine.outcome import Outcome, outcomes
+from runtime.engine.outcome import Outcome, outcomes, scored_tokens
 from runtime.engine.prefixes import Prefixes
 from runtime.engine.scheduler import STEP_TOKENS, Scheduler, has_ended
 from runtime.engine.sequence import Sequence
@@ -193,14 +193,15 @@ class Engine:
             self._run(slots, piece.sequences, token_ids, lengths, first_row, twins)
             if self.prefixes is not None:
                 for call, sequence in piece.sequences:
-                    if call.error is None and not call.search.hidden_states:
+                    if call.error is None:
                         self.prefixes.keep(sequence.request.prompt, slots.cache, sequence.rows[0])
 
     def _reuse(self, slots: Slots, call: Call, sequence: Sequence) -> int:
         """Takes what is kept of a prompt; returns how much of it is read."""
-        if self.prefixes is not None and not call.search.hidden_states:
+        if self.prefixes is not None:
             prompt, row = sequence.request.prompt, sequence.rows[0]
-            sequence.cached_prompt_tokens += self.prefixes.extend(prompt, slots.cache, row)
+            most = call.search.first_output(sequence)
+            sequence.cached_prompt_tokens += self.prefixes.extend(prompt, slots.cache, row, most)
         return slots.length(sequence)
 
     def _decode(self, slots: Slots, entries: list[Entry]) -> None:
@@ -239,6 +240,7 @@ class Engine:
                 token_ids,
                 new_lengths,
                 first_row=first_row,
+                outputs=scored_tokens(entries, lengths[first_row:], token_ids.shape[1], new_lengths),
                 hidden_states=any(part.call.search.hidden_states for part in parts),
                 check=None if only is None else only.limits.check,
             )
@@ -278,7 +280,8 @@ def _twins(unread: list[Entry], slots: Slots) -> tuple[list[Entry], dict[Sequenc
     reading = []
     for call, sequence in unread:
         reader = readers.setdefault((id(call), sequence.request.prompt), sequence)
-        if reader is sequence or call.search.hidden_states or not slots.shares_logits:
+        alone = call.search.hidden_states or call.search.scores or not slots.shares_logits
+        if reader is sequence or alone:
             reading.append((call, sequence))
         else:
             twins.setdefault(reader, []).append(sequence)

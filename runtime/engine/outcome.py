@@ -28,7 +28,16 @@ class Outcome:
         output: of the run, once there is one.
     """
 
-    __slots__ = ("_cache", "_new_lengths", "_places", "_reading", "_sequences", "call", "output")
+    __slots__ = (
+        "_cache",
+        "_new_lengths",
+        "_places",
+        "_reading",
+        "_scored",
+        "_sequences",
+        "call",
+        "output",
+    )
 
     def __init__(self, call: Call, cache: Any, new_lengths: NDArray[np.int32]) -> None:
         self.call = call
@@ -38,6 +47,7 @@ class Outcome:
         self._sequences: list[Sequence] = []
         self._places: list[int] = []
         self._reading = False
+        self._scored = 0  # tokens whose logits have been handed on
 
     def add(self, sequence: Sequence, place: int) -> None:
         """Adds a sequence, which has this place in the run; all of them read, or none does."""
@@ -65,7 +75,8 @@ class Outcome:
         call, output = self.call, self.output
         assert output is not None
         try:
-            self._check_logits(output)
+            if not call.search.scores:
+                self._check_logits(output)
             sequences = self._read(output) if self._reading else self._sequences
             # One that was cut in the same step stays so.
             sequences = [sequence for sequence in sequences if sequence.finish_reason is None]
@@ -106,6 +117,8 @@ class Outcome:
         """Hands on hidden states of what was read; returns the sequences whose prompts are complete."""
         complete = []
         for sequence, place in zip(self._sequences, self._places, strict=True):
+            if self.call.search.scores:
+                self._read_logits(output, sequence, place)
             if self.call.search.hidden_states:
                 assert output.hidden_states is not None
                 states = output.hidden_states[place, : self._new_lengths[place]]
@@ -113,6 +126,42 @@ class Outcome:
             if self._cache.lengths[sequence.rows[0]] == len(sequence.request.prompt):
                 complete.append(sequence)
         return complete
+
+    def _read_logits(self, output: StepOutput, sequence: Sequence, place: int) -> None:
+        """Hands on the logits within a prompt, which lie behind those of the sequences before it."""
+        length = int(self._cache.lengths[sequence.rows[0]])
+        start = length - int(self._new_lengths[place])
+        first = max(start, self.call.search.first_output(sequence) or 0)
+        if first >= length:
+            return
+        own = output.logits[self._scored : self._scored + length - first]
+        self._scored += len(own)
+        for row, count in bad_rows(StepOutput(own), [*range(len(own))]).items():
+            raise logits_error(
+                count, own.shape[1], sequence.index, len(self.call.sequences), first + row + 1
+            )
+        self.call.search.read_logits(sequence, own)
+
+
+def scored_tokens(
+    entries: list[Entry], past: NDArray[np.int32], width: int, new_lengths: NDArray[np.int32]
+) -> NDArray[np.int64] | None:
+    """The new tokens whose logits a run is to give, `None` for each row's last.
+
+    Args:
+        entries: the sequences that read, row by row, all of one call where that scores.
+        past: tokens that each of their rows has.
+        width: new tokens of a row, padding counted.
+        new_lengths: of each row.
+    """
+    if not entries[0][0].search.scores:
+        return None
+    found: list[int] = []
+    for i, (call, sequence) in enumerate(entries):
+        start, count = int(past[i]), int(new_lengths[i])
+        first = max(0, (call.search.first_output(sequence) or 0) - start)
+        found += range(i * width + first, i * width + count)
+    return np.array(found, np.int64)
 
 
 def outcomes(entries: list[Entry], cache: Any, new_lengths: NDArray[np.int32]) -> list[Outcome]:

@@ -48,11 +48,17 @@ class Prefixes:
         self._blocks: OrderedDict[_Key, tuple[int, Any]] = OrderedDict()
         self.bytes_in_use = 0
 
-    def extend(self, prompt: tuple[int, ...], cache: Any, row: int) -> int:
+    def extend(self, prompt: tuple[int, ...], cache: Any, row: int, most: int | None = None) -> int:
         """Copies blocks into a row that holds a prompt's beginning up to a border.
 
         Two tokens at least are left to be read: the last one, for what comes after it, would not give
         the same bits alone.
+
+        Args:
+            prompt: token ids.
+            cache: holds its beginning.
+            row: of the cache.
+            most: tokens of the prompt that may be taken; by default all but those two.
 
         Returns:
             Tokens that were copied.
@@ -60,7 +66,8 @@ class Prefixes:
         length = start = int(cache.lengths[row])
         if start % self._size or not self._blocks:
             return 0
-        path = self._path(prompt, len(prompt) - LEFT_TOKENS)
+        limit = len(prompt) - LEFT_TOKENS
+        path = self._path(prompt, limit if most is None else min(limit, most))
         for key in path[start // self._size :]:
             cache.write_block(row, length, self._blocks[key][1])
             length += self._size

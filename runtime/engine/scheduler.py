@@ -16,6 +16,7 @@ from runtime.engine.sequence import Sequence
 PRIORITY_SECONDS = 10.0
 # Prompt tokens that a step reads while others wait for their next token, and while nobody does.
 STEP_TOKENS, READ_TOKENS = 64, 2048
+SCORED_TOKENS = 192  # in one run, of each of which there are all logits
 
 
 @dataclass(frozen=True)
@@ -107,13 +108,18 @@ class Scheduler:
         The graphs take several rows at once only where all of them are empty.
         """
         call, sequence = unread[0]
+        scores = call.search.scores
+        if scores:
+            budget = min(budget, SCORED_TOKENS)
         start = length(call, sequence)
-        piece = Piece([(call, sequence)], start, [self._stop(sequence, start, budget)])
+        piece = Piece([(call, sequence)], start, [self._stop(sequence, start, budget, scores)])
         width = piece.stops[0]
         if start or width < len(sequence.request.prompt):
             return piece
         for other_call, other in unread[1:]:
-            stop = self._stop(other, 0, budget)
+            if (scores or other_call.search.scores) and other_call is not call:
+                break
+            stop = self._stop(other, 0, budget, scores)
             whole = stop == len(other.request.prompt)
             beside = other.rows[0] == piece.sequences[-1][1].rows[0] + 1
             width = max(width, stop)
@@ -125,12 +131,13 @@ class Scheduler:
             piece.stops.append(stop)
         return piece
 
-    def _stop(self, sequence: Sequence, start: int, budget: int) -> int:
+    def _stop(self, sequence: Sequence, start: int, budget: int, scores: bool) -> int:
         """A border, or the prompt's end, which is never one token away from a border."""
         length = len(sequence.request.prompt)
-        if self._block is None:
+        if self._block is None and not scores:
             return length
-        most = max(self._block, min(self._chunk, budget) // self._block * self._block)
+        block = self._block or 1
+        most = max(block, min(self._chunk, budget) // block * block)
         stop = start + most
         return stop if stop < length - 1 else length
 

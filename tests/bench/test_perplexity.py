@@ -11,29 +11,10 @@ import pytest
 from bench import perplexity
 from bench.perplexity import main, measure_perplexity
 from exporter.presets.text_rows import pack_rows
-from graphs.contract import ModelConfig
-from runtime.decoder import StepOutput
+from tests.bench.fixed_decoder import FixedDecoder
 from tests.runtime.toy import edit_manifest
 
 TEXT = "the king ate in the inn; the inn ate the king. Zoë, café: 😀\n" * 6
-
-
-class FixedDecoder:
-    """Always says the same logits, or those that a function of the fed tokens gives."""
-
-    def __init__(self, logits_of, vocabulary_size=300):
-        self.config = ModelConfig(vocabulary_size, 1, 1, 1, 1, 512)
-        self.logits_of = logits_of
-        self.batches = []
-
-    def new_cache(self, batch, capacity):
-        self.batches.append((batch, capacity))
-        return None
-
-    def append(self, cache, token_ids, new_lengths):
-        assert token_ids.shape == (self.batches[-1][0], 1)
-        assert new_lengths.tolist() == [1] * len(token_ids)
-        return StepOutput(self.logits_of(token_ids[:, 0]).astype(np.float32))
 
 
 # === Rows ===
@@ -59,11 +40,11 @@ def test_a_short_text_is_one_row(bundle):
 
 def test_a_model_that_knows_nothing():
     decoder = FixedDecoder(lambda tokens: np.zeros((len(tokens), 300)))
-    tokens = np.arange(21).reshape(7, 3)
-    found = measure_perplexity(decoder, tokens, tokens, batch=3)
+    tokens = np.arange(28).reshape(7, 4)
+    found = measure_perplexity(decoder, tokens[:, :-1], tokens[:, 1:], batch=3)
     assert found.value == pytest.approx(300, rel=1e-12)
     assert (found.rows, found.row_tokens, found.tokens) == (7, 3, 21)
-    assert decoder.batches == [(3, 3), (3, 3), (1, 3)]
+    assert decoder.fed == [(3, 3), (3, 3), (1, 3)]
 
 
 def test_known_probabilities_of_extreme_logits():

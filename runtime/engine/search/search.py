@@ -19,11 +19,13 @@ class Search(ABC):
     Attributes:
         rows: of the cache, that each sequence takes.
         hidden_states: whether it looks at those.
+        scores: whether it looks at the logits within prompts.
         temperature: of `BestLogits.totals`.
     """
 
     rows: int = 1
     hidden_states: bool = False
+    scores: bool = False
     temperature: float = 1.0
 
     def skip(self, sequence: Sequence) -> None:  # noqa: B027 (most have nothing to do)
@@ -35,6 +37,21 @@ class Search(ABC):
         """Takes the hidden states [tokens, hidden] of a part of a prompt, one part after another.
 
         Called only where `hidden_states` is set.
+        """
+
+    def first_output(self, sequence: Sequence) -> int | None:
+        """The first token of a prompt after which it looks at what the model says.
+
+        `None` for the last one. What comes before may be taken from an earlier prompt that began alike.
+        """
+        return 0 if self.hidden_states else None
+
+    def read_logits(  # noqa: B027 (most do not look at them)
+        self, sequence: Sequence, logits: NDArray[np.float32]
+    ) -> None:
+        """Takes the logits [n, vocabulary] after the tokens from `first_output` on, part by part.
+
+        Called only where `scores` is set.
         """
 
     @abstractmethod
