@@ -161,7 +161,8 @@ def measure_perplexity(
         part = slice(start, start + batch)
         rows = np.concatenate([inputs[part, :1], labels[part]], axis=1).tolist()
         total -= math.fsum(score.total for score in generator.score(rows))
-    return Perplexity(*inputs.shape, total / inputs.size)
+    count, length = inputs.shape
+    return Perplexity(count, length, total / inputs.size)
 
 
 def log_likelihoods(logits: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.float64]:
