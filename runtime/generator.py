@@ -301,8 +301,9 @@ class Generator:
         options = self._options(max_length, stop_token_ids, timeout, cancel)
         if is_stream_of_batches(inputs):
             batches = iterate_batches(inputs)
-            return join(self._generate_batch(batch, options, strip_prompt) for batch in batches)
-        return self._generate_batch(read_batch(inputs), options, strip_prompt)
+            return join(self._give(self._run(b, options), b, strip_prompt) for b in batches)
+        batch = read_batch(inputs)
+        return self._give(self._run(batch, options), batch, strip_prompt)
 
     def generate_results(
         self,
@@ -325,7 +326,7 @@ class Generator:
         source = iterate_batches(inputs) if is_stream_of_batches(inputs) else [read_batch(inputs)]
         results: list[GenerationResult] = []
         for batch in source:
-            call = self._finish(batch, options)
+            call = self._run(batch, options)
             call.check_error()
             results += give_results(call, self.tokenizer, strip_prompt)
             if call.cut_reason is not None:
@@ -523,14 +524,15 @@ class Generator:
         limits = CallLimits(timeout, cancel)
         return _Options(self.sampler, max_length, read_stop_ids(stop_token_ids, self.config), limits)
 
-    def _generate_batch(self, batch: Batch, options: _Options, strip_prompt: bool) -> Any:
-        call = self._finish(batch, options)
+    def _give(self, call: Call, batch: Batch, strip_prompt: bool) -> Any:
+        """What `generate` gives back for a batch."""
         call.check_complete()
         if isinstance(batch, TextBatch):
             return give_texts(give_results(call, self.tokenizer, strip_prompt), batch.single)
         return give_tokens(batch, call.sequences, strip_prompt)
 
-    def _finish(self, batch: Batch, options: _Options) -> Call:
+    def _run(self, batch: Batch, options: _Options) -> Call:
+        """A call from its first step to its end."""
         call = self._prepare(batch, options)
         try:
             self._begin(call)

@@ -90,7 +90,7 @@ class Engine:
 
     def step(self) -> None:
         """One run of the model for each thing that there is to do."""
-        self._accept()
+        self._accept_rest()
         for call in self._calls:
             call.check_limits()
         self.release_ended()
@@ -261,14 +261,13 @@ class Engine:
             if self._outcomes is not parts:
                 lengths[:] = before
             raise
-        taken = list(parts)  # `_accept` empties the other list
-        self._accept()
-        seconds = time.perf_counter() - started
-        for part in taken:
-            part.add_seconds(seconds)
+        for part in tuple(parts):
+            self._outcomes.pop(0)
+            part.accept()
+            part.add_seconds(time.perf_counter() - started)
 
-    def _accept(self) -> None:
-        """Has the searches look at what was run last."""
+    def _accept_rest(self) -> None:
+        """Has the searches look at what a signal kept them from."""
         while self._outcomes:
             self._outcomes.pop(0).accept()
 

@@ -52,40 +52,29 @@ class SamplingSearch(Search):
         self._generators: list[np.random.Generator] | None = None
 
     def accept(self, output: StepOutput, sequences: Listed[Sequence]) -> None:
-        """Draws one token for each sequence."""
-        best = output.best
-        if best is None:
-            drawn = self._from_all(output, sequences)
-        else:
-            drawn = self._from_best(best, sequences) or self._from_both(best, output, sequences)
-        for sequence, token_id in zip(sequences, drawn, strict=True):
+        """Draws one token for each sequence; all logits are looked at where the best do not decide."""
+        drawn = {} if output.best is None else self._from_best(output.best, sequences)
+        left = [sequence for sequence in sequences if sequence.index not in drawn]
+        if left:
+            logits = logits_of(output.logits, [sequence.rows[0] for sequence in left])
+            drawn |= self._by_index(self._sampler.sample(logits, self._generators_of(left)), left)
+        for sequence in sequences:
+            token_id = drawn[sequence.index]
             sequence.push(token_id)
             sequence.feed = [token_id]
 
-    def _from_both(
-        self, best: BestLogits, output: StepOutput, sequences: Listed[Sequence]
-    ) -> list[int]:
-        """Some rows are not decided; a choice from all logits costs far more, so each row is tried."""
-        drawn: dict[int, int] = {}
-        if len(sequences) > 1:
-            for sequence in sequences:
-                if found := self._from_best(best, [sequence]):
-                    drawn[sequence.index] = found[0]
-        if left := [sequence for sequence in sequences if sequence.index not in drawn]:
-            indices = [sequence.index for sequence in left]
-            drawn |= zip(indices, self._from_all(output, left), strict=True)
-        return [drawn[sequence.index] for sequence in sequences]
-
-    def _from_best(self, best: BestLogits, sequences: Listed[Sequence]) -> list[int] | None:
+    def _from_best(self, best: BestLogits, sequences: Listed[Sequence]) -> dict[int, int]:
+        """Tokens by the sequence's index, of all or else of those that the best logits decide."""
         rows = [sequence.rows[0] for sequence in sequences]
         chosen = best if rows == [*range(len(best.logits))] else best.rows(rows)
         token_ids = self._sampler.sample_best(chosen, self._generators_of(sequences))
-        return None if token_ids is None else self._check_choice(np.asarray(token_ids), len(rows))
-
-    def _from_all(self, output: StepOutput, sequences: Listed[Sequence]) -> list[int]:
-        logits = logits_of(output.logits, [sequence.rows[0] for sequence in sequences])
-        token_ids = self._sampler.sample(logits, self._generators_of(sequences))
-        return self._check_choice(np.asarray(token_ids), len(sequences))
+        if token_ids is not None:
+            return self._by_index(token_ids, sequences)
+        drawn: dict[int, int] = {}
+        if len(sequences) > 1:  # a choice from all logits costs far more, so each is tried
+            for sequence in sequences:
+                drawn |= self._from_best(best, [sequence])
+        return drawn
 
     def _generators_of(self, sequences: Listed[Sequence]) -> Listed[np.random.Generator]:
         made = self._generators
@@ -99,9 +88,9 @@ class SamplingSearch(Search):
             self._generators = row_generators(self._sampler.seed, self._prompts)
         return self._generators[index]
 
-    def _check_choice(self, token_ids: NDArray[Any], rows: int) -> list[int]:
-        """Samplers are open to users: what they return is input."""
-        size = self._vocabulary
+    def _by_index(self, token_ids: Any, sequences: Listed[Sequence]) -> dict[int, int]:
+        """Tokens by the sequence's index. Samplers are open to users: what they return is input."""
+        token_ids, rows, size = np.asarray(token_ids), len(sequences), self._vocabulary
         whole = token_ids.shape == (rows,) and token_ids.dtype.kind in "iu"
         chosen: list[int] = token_ids.tolist()
         if not whole or min(chosen) < 0 or max(chosen) >= size:
@@ -109,7 +98,7 @@ class SamplingSearch(Search):
                 f"{type(self._sampler).__name__} must return one token id a row, {rows} whole numbers "
                 f"from 0 to {size - 1}; got {shown(chosen)}"
             )
-        return chosen
+        return {sequence.index: token for sequence, token in zip(sequences, chosen, strict=True)}
 
 
 class _LazyGenerators(Listed["np.random.Generator"]):

@@ -65,6 +65,7 @@ class CountingDecoder:
         new_lengths: Any,
         *,
         first_row: int = 0,
+        outputs: Any = None,
         hidden_states: bool = False,
         check: Any = None,
     ) -> StepOutput:
