@@ -22,11 +22,11 @@ def test_parts_end_at_borders_and_none_is_a_single_token(length: int, busy: bool
     call.sequences[0].rows = [0]
     scheduler.add(call)
     entries = scheduler.start(1)
-    read = 0
-    while read < length:
-        (piece,) = scheduler.pieces(entries, lambda call, sequence: read, busy=busy)
+    borders = [0]
+    while borders[-1] < length:
+        (piece,) = scheduler.pieces(entries, lambda call, sequence: borders[-1], busy=busy)
         (stop,) = piece.stops
-        assert piece.start == read
+        assert piece.start == borders[-1]
         assert stop == length or stop % BLOCK == 0
-        assert stop - read > 1 or length == 1
-        read = stop
+        assert stop - borders[-1] > 1 or length == 1
+        borders.append(stop)
