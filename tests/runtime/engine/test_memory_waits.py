@@ -190,17 +190,21 @@ def generator(bundle: Bundle, decoder: Any) -> Generator:
 
 
 class SmallDecoder(SequenceDecoder):
-    """Has memory for 50 tokens."""
+    """Has memory for 50 tokens.
+
+    Attributes:
+        live: the caches that there are.
+    """
 
     def __init__(self) -> None:
         super().__init__(9)
-        self._live: weakref.WeakSet[SequenceCache] = weakref.WeakSet()
+        self.live: weakref.WeakSet[SequenceCache] = weakref.WeakSet()
 
     def new_cache(self, batch: int, capacity: int) -> SequenceCache:
-        if batch * capacity + sum(len(one.lengths) * one.capacity for one in self._live) > 50:
+        if batch * capacity + sum(len(one.lengths) * one.capacity for one in self.live) > 50:
             raise MemoryError("full")
         cache = SequenceCache(batch, capacity)
-        self._live.add(cache)
+        self.live.add(cache)
         return cache
 
 
@@ -213,6 +217,7 @@ def test_caches_of_those_that_wait_after_all_are_not_kept() -> None:
         begin(engine, call)
     engine.step()
     assert [len(call.sequences[0].rows) for call in calls] == [1, 0, 0]
+    assert [cache.capacity for cache in decoder.live] == [10]
     calls[1].left = calls[2].left = True
     last = new_call(decoder, [Request((1,), 45)], GreedySampler())
     run_calls(engine, last)
