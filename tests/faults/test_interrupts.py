@@ -26,12 +26,19 @@ import ctypes, pathlib, signal, subprocess, sys, threading, time
 from runtime.command import run_command
 from runtime.system.interrupts import undone_when_ended
 what, place = sys.argv[1], pathlib.Path(sys.argv[2])
+folder = place / "folder"
+partial = folder / "partial"
 
 def run(_):
-    (place / "partial").write_text("half")
+    folder.mkdir()
+    partial.write_text("half")
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
     (place / "child").write_text(str(child.pid))
-    with undone_when_ended((place / "child").unlink), undone_when_ended((place / "partial").unlink):
+    with (
+        undone_when_ended((place / "child").unlink),
+        undone_when_ended(folder.rmdir),  # which works where the next one has been undone before
+        undone_when_ended(partial.unlink),
+    ):
         if what == "pool":
             threading.Thread(target=time.sleep, args=(1000,)).start()
         if what == "native code":
@@ -53,7 +60,8 @@ def run(_):
                 time.sleep(1000)
             except KeyboardInterrupt:
                 child.kill()
-                (place / "partial").unlink()
+                partial.unlink()
+                folder.rmdir()
                 (place / "child").unlink()
                 raise SystemError("a module made this of the interrupt") from None
         print("ready", flush=True)

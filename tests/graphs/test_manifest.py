@@ -269,6 +269,11 @@ BAD: list[tuple[str, Any, str]] = [
     ("probe", 5, "is not valid"),
     ("probe", {}, "is not valid"),
     ("probe.token_ids", 7, "is not valid"),
+    (
+        "probe",
+        {"prompt": [5], "token_ids": [], "logits": [], "tolerance": 0.1},
+        "probe is not valid: it is no run of the model",
+    ),
     *(
         (f"probe.{name}", value, "probe is not valid: it is no run of the model")
         for name, value in (

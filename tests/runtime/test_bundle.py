@@ -356,6 +356,25 @@ def test_a_bundle_that_is_replaced_is_loaded_anew(
     assert found.tolist() == right.tolist()
 
 
+def test_a_bundle_that_is_loaded_anew_is_verified_too(
+    toy_bundle_copy: Path, toy_bundle: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    other = other_bundle(toy_bundle, tmp_path)
+    flip_byte(other / "weights.bin", 4 * HIDDEN * 6 + 3)
+    check = bundle_module._check_graphs
+
+    def replaced(*arguments: Any) -> Any:
+        if other.exists():
+            toy_bundle_copy.rename(tmp_path / "old")
+            other.rename(toy_bundle_copy)
+        return check(*arguments)
+
+    monkeypatch.setattr(bundle_module, "_check_graphs", replaced)
+    with pytest.raises(BundleError, match=r"weights\.bin was altered: its SHA-256 is another"):
+        Generator.from_bundle(toy_bundle_copy, device="cpu", threads=1, verify=True)
+    assert not other.exists()
+
+
 def test_a_bundle_that_is_replaced_again_and_again(toy_bundle_copy: Path, monkeypatch: Any) -> None:
     check = bundle_module._check_graphs
     lengths = iter(range(10, 20))

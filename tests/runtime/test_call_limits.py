@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -69,9 +70,12 @@ def test_a_timeout_is_a_positive_number(generator: Generator, timeout: Any) -> N
             call("a", timeout=timeout)
 
 
-def test_cancel_is_an_event(generator: Generator) -> None:
-    with pytest.raises(ValueError, match=r"cancel must be a threading\.Event or None, got True"):
-        generator.generate("a", cancel=True)  # type: ignore[arg-type]
+@pytest.mark.parametrize("cancel", [True, SimpleNamespace(is_set=True)], ids=["flag", "no method"])
+def test_cancel_is_an_event(generator: Generator, cancel: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"cancel must be a threading\.Event or None, got (True|namespace)"
+    ):
+        generator.generate("a", cancel=cancel)
 
 
 def test_without_limits_nothing_ends_a_call() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -39,6 +40,17 @@ def test_a_bundle_for_gpus_on_the_cpu(
 ) -> None:
     assert cli.main(arguments(cuda_bundle_folder, "--device", "cpu")) == 0
     assert capsys.readouterr() == (f"{wanted}\n", "")
+
+
+def test_the_logger_of_the_library_is_left_as_it_was(
+    toy_bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A program may call the command's function, and log at a level of its own."""
+    logger = logging.getLogger("runtime")
+    caplog.set_level(logging.ERROR, logger="runtime")
+    handlers = [*logger.handlers]
+    assert cli.main(arguments(toy_bundle, "--device", "cpu")) == 0
+    assert (logger.level, logger.handlers) == (logging.ERROR, handlers)
 
 
 def test_auto_without_a_gpu_says_once_why(

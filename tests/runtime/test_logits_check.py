@@ -143,6 +143,19 @@ def test_only_the_call_with_such_a_row_ends() -> None:
     assert engine.memory.bytes_in_use == 0
 
 
+def test_nothing_is_kept_of_a_prompt_with_such_logits() -> None:
+    """Its keys and values may be no numbers either, and later prompts would be given them."""
+    decoder = FaultyDecoder(np.nan, after=1)
+    decoder.block_tokens = 4
+    engine = Engine(decoder, max_prefix_bytes=100)
+    assert engine.prefixes is not None
+    kept = []
+    for first in (3, 4):
+        run_calls(engine, new_call(decoder, [Request((first, *range(8)), 12)], GreedySampler()))
+        kept.append(engine.prefixes.bytes_in_use)
+    assert kept == [0, 8]
+
+
 @pytest.mark.parametrize("kind", ["cpu_decoder", "decoder", "device_decoder"])
 def test_what_is_no_number_is_gone_from_the_cache(kind: str, request: Any) -> None:
     """Masked places are multiplied by zero: of the row's next owner, everything would be NaN."""

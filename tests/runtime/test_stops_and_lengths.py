@@ -158,6 +158,13 @@ def test_a_prompt_longer_than_the_model(generator: Generator) -> None:
         generator.generate("t" * 64)
 
 
+def test_a_prompt_of_all_the_models_positions(generator: Generator) -> None:
+    """It would fit under a larger max_length, with no room for a token of an answer."""
+    message = "a prompt has 64 tokens .* shorten the prompt to below the model's 64 positions"
+    with pytest.raises(ValueError, match=message):
+        generator.generate("t" * 63, max_length=60)
+
+
 def test_a_length_beyond_the_model(generator: Generator) -> None:
     with pytest.raises(ValueError, match="max_length is 65, more than the model's 64 positions"):
         generator.generate("t", max_length=65)

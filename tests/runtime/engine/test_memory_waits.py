@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,7 +18,7 @@ from runtime.engine.memory import CacheMemory
 from runtime.engine.request import Request
 from runtime.samplers import BeamSampler, ContrastiveSampler, GreedySampler, RandomSampler, Sampler
 from tests.runtime.engine_runs import begin, new_call, run, run_calls
-from tests.runtime.fake_decoder import SequenceDecoder
+from tests.runtime.fake_decoder import SequenceCache, SequenceDecoder
 from tests.runtime.toy import HIDDEN
 
 SAMPLERS = [GreedySampler(), RandomSampler(seed=3), BeamSampler(3), ContrastiveSampler(k=2)]
@@ -186,6 +187,42 @@ def test_a_cache_that_the_system_refuses_is_made_smaller(monkeypatch: pytest.Mon
 def generator(bundle: Bundle, decoder: Any) -> Generator:
     """Has memory for one sequence of 40 tokens, or several shorter ones."""
     return Generator(decoder, bundle.tokenizer, "greedy", max_cache_bytes=41 * TOKEN_BYTES)
+
+
+class SmallDecoder(SequenceDecoder):
+    """Has memory for 50 tokens.
+
+    Attributes:
+        live: the caches that there are.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(9)
+        self.live: weakref.WeakSet[SequenceCache] = weakref.WeakSet()
+
+    def new_cache(self, batch: int, capacity: int) -> SequenceCache:
+        if batch * capacity + sum(len(one.lengths) * one.capacity for one in self.live) > 50:
+            raise MemoryError("full")
+        cache = SequenceCache(batch, capacity)
+        self.live.add(cache)
+        return cache
+
+
+def test_caches_of_those_that_wait_after_all_are_not_kept() -> None:
+    """The third that comes does not fit, so that the second waits too: nothing is kept for it."""
+    decoder = SmallDecoder()
+    engine = Engine(decoder)
+    calls = [new_call(decoder, [Request((1,), length)], GreedySampler()) for length in (10, 20, 30)]
+    for call in calls:
+        begin(engine, call)
+    engine.step()
+    assert [len(call.sequences[0].rows) for call in calls] == [1, 0, 0]
+    assert [cache.capacity for cache in decoder.live] == [10]
+    calls[1].left = calls[2].left = True
+    last = new_call(decoder, [Request((1,), 45)], GreedySampler())
+    run_calls(engine, last)
+    last.check_complete()
+    assert len(last.sequences[0].token_ids) == 44
 
 
 def test_a_thread_waits_for_another_ones_stream(generator: Generator) -> None:

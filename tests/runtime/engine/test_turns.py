@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -22,7 +23,7 @@ class SlowDecoder(ChunkDecoder):
     """Takes a while for each run, and tells how many rows it had and in which thread it was.
 
     Attributes:
-        before: called before each run.
+        before, after: called before and after each run.
     """
 
     def __init__(self, seconds: float = 0.002) -> None:
@@ -31,13 +32,16 @@ class SlowDecoder(ChunkDecoder):
         self.rows: list[int] = []
         self.threads: list[int] = []
         self.before: Callable[[], object] = lambda: None
+        self.after: Callable[[], object] = lambda: None
 
     def append(self, cache: Any, token_ids: Any, new_lengths: Any, **options: Any) -> Any:
         self.before()
         self.rows.append(int((new_lengths > 0).sum()))
         self.threads.append(threading.get_ident())
         time.sleep(self.seconds)
-        return super().append(cache, token_ids, new_lengths, **options)
+        output = super().append(cache, token_ids, new_lengths, **options)
+        self.after()
+        return output
 
 
 def prompt(*tokens: int, room: int = 12) -> dict[str, Any]:
@@ -92,10 +96,14 @@ def test_a_call_that_is_done_is_told_while_others_go_on(
     long.join()
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
 def test_a_signal_in_the_stepping_thread_leaves_the_others_texts_as_they_are(
-    decoder: SlowDecoder, generator: Generator
+    decoder: SlowDecoder, generator: Generator, when: str
 ) -> None:
-    """Ctrl-C comes while the model runs for both; the other one's text is as alone."""
+    """Ctrl-C comes while the model runs for both; the other one's text is as alone.
+
+    Also where the run has told the cache of its tokens already, and nobody has seen its logits.
+    """
     alone = generate(generator, 4, 5)
     decoder.seconds = 0.01
     stepping: set[int] = set()
@@ -114,7 +122,7 @@ def test_a_signal_in_the_stepping_thread_leaves_the_others_texts_as_they_are(
             results["interrupted"] = True
 
     runs = len(decoder.rows)
-    decoder.before = interrupt
+    setattr(decoder, when, interrupt)
     first = threading.Thread(target=interrupted)
     first.start()
     time.sleep(0.02)
@@ -122,6 +130,33 @@ def test_a_signal_in_the_stepping_thread_leaves_the_others_texts_as_they_are(
     first.join()
     assert results == {"interrupted": True, "other": alone}
     assert generator.cache_bytes_in_use == 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="signals to one thread")
+def test_a_signal_to_a_thread_that_sleeps_takes_it_out_of_the_line(
+    decoder: SlowDecoder, generator: Generator
+) -> None:
+    """Else the turn would be given to it when it is gone, and all that come later would wait for it."""
+    alone = generate(generator, 4, 5)
+    turns, main = generator._turns, threading.get_ident()
+
+    def interrupt() -> None:
+        decoder.before = lambda: None
+        while not turns._sleepers:
+            time.sleep(0.001)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    decoder.before = interrupt
+    with ThreadPoolExecutor(1) as threads:
+        other = threads.submit(generate, generator, 4, 5)
+        while turns._holder is None:
+            time.sleep(0.001)
+        with pytest.raises(KeyboardInterrupt):
+            turns.run(lambda: False)
+        assert other.result() == alone
+    assert not turns._sleepers
+    assert turns._holder is None
+    assert generate(generator, 4, 5) == alone
 
 
 def test_an_error_of_one_calls_sampler_is_its_own(decoder: SlowDecoder, generator: Generator) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -172,10 +173,11 @@ def test_recordings_take_turns() -> None:
     gate, inside, most = CaptureGate(), [0], [0]
 
     def record(_: int) -> None:
-        for _ in range(200):
+        for _ in range(20):
             with gate.recording():
                 inside[0] += 1
                 most[0] = max(most[0], inside[0])
+                time.sleep(0.001)  # for the others to come in, if they can
                 inside[0] -= 1
             with gate:
                 assert gate._recorder is None
