@@ -261,6 +261,8 @@ class Engine:
             only.cut(cut.reason)
             return
         except Exception as error:
+            # Its traceback would keep the calls, which keep the error, and the cache with them.
+            error.__traceback__ = None
             for part in parts:
                 part.call.error = error
             return

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -136,3 +138,27 @@ def test_who_has_waited_long_comes_before_who_matters_more(decoder: ChunkDecoder
         order += [i for i, call in enumerate(calls) if call.ended and i not in order]
     assert begun.ended
     assert order == [4, 1, 0, 3, 2]
+
+
+def test_a_model_that_fails_keeps_no_cache(decoder: ChunkDecoder) -> None:
+    """The error, which a caller may keep, must not keep what is a GPU's memory."""
+    decoder.keeps_slots = False  # type: ignore[misc]
+    append = decoder.append
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        append(*arguments, **options)
+        raise RuntimeError("no more memory")
+
+    decoder.append = fail  # type: ignore[method-assign]
+    engine = Engine(decoder)
+    call = new_call(decoder, [LONG], GreedySampler())
+    gc.disable()
+    try:
+        run_calls(engine, call)
+        with pytest.raises(RuntimeError, match="no more memory") as raised:
+            call.check_error()
+        cache = weakref.ref(decoder.caches.pop())
+        assert cache() is None
+    finally:
+        gc.enable()
+    assert raised.value is call.error
