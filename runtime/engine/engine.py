@@ -188,7 +188,9 @@ class Engine:
         def length(call: Call, sequence: Sequence) -> int:
             return self._reuse(slots, call, sequence)
 
-        busy = any(entry[1].feed for entry in going_on)
+        # A call's own prompts stall nobody else.
+        reader = unread[0][0]
+        busy = any(sequence.feed and call is not reader for call, sequence in going_on)
         for piece in self._scheduler.pieces(unread, length, busy=busy):
             if all(has_ended(*entry) for entry in piece.sequences):  # cut by the run before
                 continue

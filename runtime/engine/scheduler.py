@@ -88,7 +88,7 @@ class Scheduler:
         Args:
             unread: sequences of one cache in their order.
             length: how much of a sequence's prompt is read, asked when its turn comes.
-            busy: whether others wait for their next token.
+            busy: whether other calls wait for their next token.
         """
         budget = self._step_tokens if busy else READ_TOKENS
         left = budget
