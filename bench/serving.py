@@ -180,12 +180,12 @@ def _start_workers(options: argparse.Namespace, stack: contextlib.ExitStack) -> 
     surplus = [name for name in names if name.partition("-")[0] not in {"opt", *SERVING}]
     if surplus:
         raise ValueError(f"--systems: {', '.join(surplus)} cannot serve here; openvino-int8 can")
+    if len(names) > 1 and options.checkpoint is None:
+        raise ValueError("--systems needs --checkpoint, the folder that holds huggingface/")
     precisions = [SYSTEMS[name].precision for name in names if name in SYSTEMS] or ["fp32"]
     contestants = choose_contestants(
         names, precisions, options.bundle, Path(options.environments), temporary
     )
-    if len(names) > 1 and options.checkpoint is None:
-        raise ValueError("--systems needs --checkpoint, the folder that holds huggingface/")
     folder = Path(options.checkpoint or temporary)
     checkpoints = prepare_systems(contestants, folder, options.prompt_tokens, options.new_tokens)
     workers = []
