@@ -90,13 +90,17 @@ class Engine:
 
     def step(self) -> None:
         """One run of the model for each thing that there is to do."""
-        self._accept_rest()
+        if self._outcomes:
+            self._accept_rest()
         for call in self._calls:
             call.check_limits()
         self.release_ended()
-        self._admit()
-        for slots in list(self._slots.values()):
-            entries = [e for e in self._scheduler.running if e[1].capacity == slots.capacity]
+        if self._scheduler.waiting:
+            self._admit()
+        for slots in [*self._slots.values()]:
+            entries = self._scheduler.running
+            if len(self._slots) > 1:
+                entries = [entry for entry in entries if entry[1].capacity == slots.capacity]
             # In this order, so that a prompt's first token is there as soon as the prompt is read.
             self._decode(slots, entries)
             self._read(slots, entries)
@@ -108,23 +112,16 @@ class Engine:
             slots = self._slots[sequence.capacity]
             slots.free(sequence, clean=isinstance(call.error, LogitsError))
             self.memory.give_back(sequence)
-            if not slots.used:
-                self._drop_unused()
-        if any(call.ended for call in self._calls):
+            if not slots.used and not self._decoder.keeps_slots:
+                del self._slots[sequence.capacity]
+        if any([call.ended for call in self._calls]):
             self._calls = [call for call in self._calls if not call.ended]
-
-    def _drop_unused(self) -> None:
-        """Frees the caches that no sequence has rows of, where these cost memory."""
-        if not self._decoder.keeps_slots:
-            self._slots = {c: slots for c, slots in self._slots.items() if slots.used}
 
     # === Coming ===
 
     def _admit(self) -> None:
         """Gives rows to those that wait, in their order, as far as there are rows and memory."""
         scheduler = self._scheduler
-        if not scheduler.waiting:
-            return
         rows = sum(len(sequence.rows) for _, sequence in scheduler.running)
         idle = sum(slots.idle_bytes for slots in self._slots.values())
         admitted: list[Entry] = []
@@ -180,6 +177,8 @@ class Engine:
 
     def _read(self, slots: Slots, entries: list[Entry]) -> None:
         """Reads parts of the prompts that are not read yet."""
+        if all([sequence.feed for _, sequence in entries]):
+            return
         going_on = [entry for entry in entries if not has_ended(*entry)]
         unread, twins = _twins([entry for entry in going_on if not entry[1].feed], slots)
         if not unread:

@@ -73,7 +73,7 @@ class Scheduler:
 
     def drop_ended(self) -> list[Entry]:
         """Takes out all that have ended; returns those of them that were running."""
-        if any(has_ended(*entry) for entry in self.waiting):
+        if any([has_ended(*entry) for entry in self.waiting]):
             self.waiting = [entry for entry in self.waiting if not has_ended(*entry)]
         ended = [entry for entry in self.running if has_ended(*entry)]
         if ended:
