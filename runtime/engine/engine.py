@@ -112,10 +112,15 @@ class Engine:
             slots = self._slots[sequence.capacity]
             slots.free(sequence, clean=isinstance(call.error, LogitsError))
             self.memory.give_back(sequence)
-            if not slots.used and not self._decoder.keeps_slots:
-                del self._slots[sequence.capacity]
+            if not slots.used:
+                self._drop_unused()
         if any([call.ended for call in self._calls]):
             self._calls = [call for call in self._calls if not call.ended]
+
+    def _drop_unused(self) -> None:
+        """Frees the caches that no sequence has rows of, where these cost memory."""
+        if not self._decoder.keeps_slots:
+            self._slots = {c: slots for c, slots in self._slots.items() if slots.used}
 
     # === Coming ===
 
