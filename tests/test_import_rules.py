@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -135,6 +136,16 @@ def test_tests_of_the_light_packages_need_no_more_than_serving_does() -> None:
     for module in modules:
         found = [n for n in imports(REPOSITORY / module) if not is_standard(n)]
         assert [n for n in found if not is_within(n, *allowed)] == [], module
+
+
+def test_an_installation_has_every_package() -> None:
+    """pip copies the listed ones only; in a clone, Python finds the others too."""
+    options = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))
+    found = {
+        path.parent.relative_to(REPOSITORY).as_posix().replace("/", ".")
+        for path in sources("bench", "exporter", "graphs", "runtime")
+    }
+    assert set(options["tool"]["setuptools"]["packages"]) == found
 
 
 # === Processes ===
