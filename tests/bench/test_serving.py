@@ -87,7 +87,7 @@ def test_the_command(toy_bundle: Any, tmp_path: Any, capsys: pytest.CaptureFixtu
     path = tmp_path / "figures.json"
     assert main(["--in-process", "--bundle", str(toy_bundle), *options, "--json", str(path)]) == 0
     table = capsys.readouterr().out
-    for name in ("opt-onnx-fp32 ", "opt-onnx-fp32 static", "opt-onnx-fp32 without prefixes"):
+    for name in ("opt-onnx-fp32", "opt-onnx-fp32 static", "opt-onnx-fp32 without prefixes"):
         assert f" {name} " in table
     values = json.loads(path.read_text())["in_flight"]
     assert {len(trials) for row in values.values() for trials in row.values()} == {1}
