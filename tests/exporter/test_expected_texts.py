@@ -24,7 +24,7 @@ from tests.data.make_expected_texts import (
 
 pytestmark = pytest.mark.slow
 # Other kernels round differently, which decides a choice now and then.
-SAME_ON_OTHER_CPUS = 0.97
+SAME_ON_OTHER_CPUS = 0.9
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +52,21 @@ def assert_same(found: list[list[int]], wanted: list[list[int]], expected: dict[
     assert same >= needed, f"{same} of {len(wanted)} texts are as expected"
 
 
+_ALONE: dict[tuple[str, str], list[list[int]]] = {}
+
+
+def alone(generator: Generator, precision: str, name: str, expected: dict[str, Any]) -> list[list[int]]:
+    """What each prompt gives alone on this machine, made once; sets the generator's sampler."""
+    generator.compile(sampler=SAMPLERS[name])
+    if (precision, name) not in _ALONE:
+        pairs = zip(expected["prompts"], expected["max_lengths"], strict=True)
+        _ALONE[precision, name] = [token_ids(generator, [text], length)[0] for text, length in pairs]
+    return _ALONE[precision, name]
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_alone(name: str, generator: Generator, precision: str, expected: dict[str, Any]) -> None:
-    generator.compile(sampler=SAMPLERS[name])
-    pairs = zip(expected["prompts"], expected["max_lengths"], strict=True)
-    found = [token_ids(generator, [text], length)[0] for text, length in pairs]
+    found = alone(generator, precision, name, expected)
     assert_same(found, expected["token_ids"][precision][name], expected)
 
 
@@ -64,33 +74,31 @@ def test_alone(name: str, generator: Generator, precision: str, expected: dict[s
 def test_in_ragged_batches(
     name: str, generator: Generator, precision: str, expected: dict[str, Any]
 ) -> None:
-    generator.compile(sampler=SAMPLERS[name])
+    wanted = alone(generator, precision, name, expected)
     by_length: dict[int, dict[str, int]] = defaultdict(dict)
     for i, (text, length) in enumerate(zip(expected["prompts"], expected["max_lengths"], strict=True)):
         by_length[length].setdefault(text, i)  # the same prompt twice draws twice
-    found, wanted = [], []
     for length, places in by_length.items():
         texts = list(places)
         random.Random(length).shuffle(texts)
         for start in range(0, len(texts), 12):
             part = texts[start : start + 12]
-            found += token_ids(generator, part, length)
-            wanted += [expected["token_ids"][precision][name][places[text]] for text in part]
-    assert_same(found, wanted, expected)
+            found = token_ids(generator, part, length)
+            assert found == [wanted[places[text]] for text in part]
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_from_8_threads(
     name: str, generator: Generator, precision: str, expected: dict[str, Any]
 ) -> None:
-    generator.compile(sampler=SAMPLERS[name])
+    wanted = alone(generator, precision, name, expected)
     with ThreadPoolExecutor(8) as threads:
         found = threads.map(
             lambda text, length: token_ids(generator, [text], length)[0],
             expected["prompts"],
             expected["max_lengths"],
         )
-        assert_same(list(found), expected["token_ids"][precision][name], expected)
+        assert list(found) == wanted
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
