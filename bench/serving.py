@@ -133,26 +133,29 @@ def _run(options: argparse.Namespace) -> None:
     check_output("--json", options.json)
     config = read_manifest(Path(options.bundle[0])).model
     check_room(config, options.prompt_tokens, options.new_tokens)
-    found = measure_serving(config, in_flight, options)
-    hardware = describe_hardware()
+    found, versions = measure_serving(config, in_flight, options)
     if options.json != "-":
-        print_out(format_serving(found, options))
+        print_out(format_serving(found, versions, options))
     if options.json is not None:
         values = {
             f"{count}": {name: [asdict(trial) for trial in trials] for name, trials in row.items()}
             for count, row in found.items()
         }
-        facts = {"hardware": asdict(hardware)}
+        facts = {"versions": versions, "hardware": asdict(describe_hardware())}
         write_json({"options": vars(options), "in_flight": values, **facts}, options.json)
 
 
 Found = dict[int, dict[str, list[Served]]]
+Versions = dict[str, dict[str, str]]
 
 
 def measure_serving(
     config: ModelConfig, in_flight: Sequence[int], options: argparse.Namespace
-) -> Found:
+) -> tuple[Found, Versions]:
     """Each number of requests in flight with each system, which take turns trial by trial.
+
+    Returns:
+        The trials by number and system, and the versions of each system's packages.
 
     Raises:
         WorkerError: if a worker dies or does not do what it was asked to.
@@ -171,7 +174,7 @@ def measure_serving(
                     if trial:
                         row[worker.name].append(served)
             found[count] = row
-    return found
+        return found, {worker.name: worker.versions for worker in workers}
 
 
 def _start_workers(options: argparse.Namespace, stack: contextlib.ExitStack) -> list[Worker]:
@@ -218,7 +221,7 @@ def _prompts(
     return [[*shared.tolist(), *row.tolist()] for row in rows]
 
 
-def format_serving(found: Found, options: argparse.Namespace) -> str:
+def format_serving(found: Found, versions: Versions, options: argparse.Namespace) -> str:
     """The figures as Markdown."""
     rows = [HEADER]
     for count, row in found.items():
@@ -247,6 +250,11 @@ def format_serving(found: Found, options: argparse.Namespace) -> str:
             f"{options.prompt_tokens} prompt tokens{shared}, {options.new_tokens} new ones, "
             f"{options.rounds} requests for each in flight, {options.trials} interleaved trials, "
             f"{options.threads} threads. {describe_hardware()}.",
+            "",
+            *(
+                f"- {name}: {', '.join(f'{package} {version}' for package, version in own.items())}"
+                for name, own in versions.items()
+            ),
         ]
     )
 

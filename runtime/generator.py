@@ -8,7 +8,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,18 +17,15 @@ from runtime import samplers
 from runtime.arguments import (
     StopTokenIds,
     check_length,
-    check_prompts,
-    default_stop_ids,
     encode_prompts,
     read_stop_ids,
 )
-from runtime.call_limits import CallCut, CallLimits, CancelEvent
+from runtime.call_limits import CallLimits, CancelEvent
 from runtime.decoder import Decoder
 from runtime.engine.call import Call
 from runtime.engine.engine import Engine
-from runtime.engine.request import Request
-from runtime.engine.search.scoring import ScoringSearch
 from runtime.engine.turns import Turns
+from runtime.generation_calls import GenerationArguments, generation_call
 from runtime.inputs import (
     Batch,
     TextBatch,
@@ -38,7 +35,7 @@ from runtime.inputs import (
     read_batch,
 )
 from runtime.outputs import give_results, give_texts, give_tokens, join
-from runtime.results import CutReason, GenerationResult, Score
+from runtime.results import GenerationResult
 from runtime.samplers import Sampler
 from runtime.scored_texts import read_scored
 from runtime.system.forked_process import check_process
@@ -298,12 +295,14 @@ class Generator:
             LogitsError: if the model gave logits that are NaN or infinite.
             ForkedProcessError: in a process forked from the one that made the generator.
         """
-        options = self._options(max_length, stop_token_ids, timeout, cancel)
+        arguments = self._arguments(max_length, stop_token_ids, timeout, cancel)
+
+        def generate(batch: Batch) -> Any:
+            return self._give(self._complete(self._prepare(batch, arguments)), batch, strip_prompt)
+
         if is_stream_of_batches(inputs):
-            batches = iterate_batches(inputs)
-            return join(self._give(self._run(b, options), b, strip_prompt) for b in batches)
-        batch = read_batch(inputs)
-        return self._give(self._run(batch, options), batch, strip_prompt)
+            return join(map(generate, iterate_batches(inputs)))
+        return generate(read_batch(inputs))
 
     def generate_results(
         self,
@@ -322,11 +321,11 @@ class Generator:
         tokens, that is nothing, not even of the prompt. Of an iterable of batches, those
         after the one that was cut have no results.
         """
-        options = self._options(max_length, stop_token_ids, timeout, cancel)
+        arguments = self._arguments(max_length, stop_token_ids, timeout, cancel)
         source = iterate_batches(inputs) if is_stream_of_batches(inputs) else [read_batch(inputs)]
         results: list[GenerationResult] = []
         for batch in source:
-            call = self._run(batch, options)
+            call = self._complete(self._prepare(batch, arguments))
             call.check_error()
             results += give_results(call, self.tokenizer, strip_prompt)
             if call.cut_reason is not None:
@@ -352,11 +351,11 @@ class Generator:
         The KV cache is taken when the first piece is asked for, and freed at the end, or as soon as
         the iterator is closed or deleted. The time of `timeout` begins with the call.
         """
-        options = self._options(max_length, stop_token_ids, timeout, cancel)
+        arguments = self._arguments(max_length, stop_token_ids, timeout, cancel)
         batch = read_batch(prompt)
         if not isinstance(batch, TextBatch) or not batch.single:
             raise ValueError(f"stream() takes one string, got {shown(prompt)}")
-        return self._stream_text(self._prepare(batch, options), strip_prompt)
+        return self._stream_text(self._prepare(batch, arguments), strip_prompt)
 
     def score(
         self,
@@ -393,26 +392,10 @@ class Generator:
         """
         check_process(self._process)
         limits = CallLimits(timeout, cancel)
-        texts = read_scored(inputs, context, self.tokenizer, self.config, limits.check)
-        search = ScoringSearch([text.token_ids for text in texts.rows])
-        fed = [(*text.context_token_ids, *text.token_ids[:-1]) for text in texts.rows]
-        call = Call([Request(row, len(row) + 1) for row in fed], search, limits)
-        try:
-            self._begin(call)
-            self._turns.run(lambda: call.ended)
-        finally:
-            self._turns.leave(call)
+        texts = read_scored(inputs, context, self.tokenizer, self.config, limits)
+        call = self._complete(texts.call(limits))
         call.check_complete()
-        found = [
-            Score(
-                text.context_token_ids,
-                text.token_ids,
-                tuple(sequence.state.log_probabilities),
-                tuple(sequence.state.greedy),
-            )
-            for text, sequence in zip(texts.rows, call.sequences, strict=True)
-        ]
-        return found[0] if texts.single else found
+        return texts.results(call)
 
     async def agenerate(
         self,
@@ -480,7 +463,7 @@ class Generator:
             self.tokenizer.vocabulary_size()  # which has its files parsed
         row = np.zeros((1, limit), np.int64)
         batch = TokenBatch(row, np.arange(limit)[None] < 1, single=True)
-        self._prepare(batch, self._options(max_length, stop_token_ids, timeout, None))
+        self._prepare(batch, self._arguments(max_length, stop_token_ids, timeout, None))
 
     def _calls_of_loop(self) -> AsyncCalls:
         # asyncio takes tens of milliseconds of a start that may not need it.
@@ -514,15 +497,17 @@ class Generator:
         if piece := decoder.finish():
             yield piece
 
-    def _options(
+    def _arguments(
         self,
         max_length: int | None,
         stop_token_ids: StopTokenIds,
         timeout: float | None,
         cancel: CancelEvent | None,
-    ) -> _Options:
+    ) -> GenerationArguments:
         limits = CallLimits(timeout, cancel)
-        return _Options(self.sampler, max_length, read_stop_ids(stop_token_ids, self.config), limits)
+        stops = read_stop_ids(stop_token_ids, self.config)
+        length = self.max_length if max_length is None else max_length
+        return GenerationArguments(self.sampler, length, stops, limits)
 
     def _give(self, call: Call, batch: Batch, strip_prompt: bool) -> Any:
         """What `generate` gives back for a batch."""
@@ -531,9 +516,8 @@ class Generator:
             return give_texts(give_results(call, self.tokenizer, strip_prompt), batch.single)
         return give_tokens(batch, call.sequences, strip_prompt)
 
-    def _run(self, batch: Batch, options: _Options) -> Call:
-        """A call from its first step to its end."""
-        call = self._prepare(batch, options)
+    def _complete(self, call: Call) -> Call:
+        """Has a call done, from its first step to its end."""
         try:
             self._begin(call)
             self._turns.run(lambda: call.ended)
@@ -547,43 +531,9 @@ class Generator:
         if not call.ended:
             self._turns.add(call)
 
-    def _prepare(self, batch: Batch, options: _Options) -> Call:
-        """Checks everything that the caller gave and brings it to token ids."""
+    def _prepare(self, batch: Batch, arguments: GenerationArguments) -> Call:
         check_process(self._process)
-        cut: CutReason | None = None
-        if isinstance(batch, TokenBatch):
-            limit = check_length(batch.token_ids.shape[1], "the length of token_ids", self.config)
-            prompts = [
-                tuple(row[:n].tolist()) for row, n in zip(batch.token_ids, batch.lengths, strict=True)
-            ]
-        else:
-            length = self.max_length if options.max_length is None else options.max_length
-            limit = check_length(length, "max_length", self.config)
-            try:
-                prompts = encode_prompts(
-                    batch.texts, self.tokenizer, limit, self.config, options.limits.check
-                )
-            except CallCut as error:
-                prompts, cut = [()] * len(batch.texts), error.reason
-        check_prompts(prompts, self.config)
-        stops = options.stop_token_ids
-        if stops == "auto":
-            stops = default_stop_ids(self.end_token_ids, self.tokenizer)
-        search = options.sampler.search(prompts, self.config.vocabulary_size)
-        call = Call([Request(p, limit, stops) for p in prompts], search, options.limits)
-        if cut is not None:
-            call.cut(cut)
-        return call
-
-
-@dataclass(frozen=True)
-class _Options:
-    """What a call is asked for, and the sampler that was set when it came."""
-
-    sampler: Sampler
-    max_length: int | None
-    stop_token_ids: frozenset[int] | Literal["auto"]
-    limits: CallLimits
+        return generation_call(batch, arguments, self.config, self.tokenizer, self.end_token_ids)
 
 
 def _reopen(cls: type[Generator], source: BundleSource, sampler: Sampler, max_length: int) -> Generator:

@@ -11,8 +11,13 @@ import numpy as np
 from graphs.contract import ModelConfig
 from graphs.shown import shown
 from runtime.arguments import check_prompts, encode_prompts
+from runtime.call_limits import CallCut, CallLimits
+from runtime.engine.call import Call
+from runtime.engine.request import Request
+from runtime.engine.search.scoring import ScoringSearch
 from runtime.inputs import read_batch
 from runtime.numbers import read_whole
+from runtime.results import Score
 from runtime.tokenization.tokenizer import Tokenizer
 
 
@@ -31,13 +36,32 @@ class ScoredTexts:
     rows: list[ScoredText]
     single: bool
 
+    def call(self, limits: CallLimits) -> Call:
+        """The call of the engine that scores them: it reads all but the last token of each."""
+        search = ScoringSearch([text.token_ids for text in self.rows])
+        read = [(*text.context_token_ids, *text.token_ids[:-1]) for text in self.rows]
+        return Call([Request(row, len(row) + 1) for row in read], search, limits)
+
+    def results(self, call: Call) -> Score | list[Score]:
+        """What a complete call found."""
+        found = [
+            Score(
+                text.context_token_ids,
+                text.token_ids,
+                tuple(sequence.state.log_probabilities),
+                tuple(sequence.state.greedy),
+            )
+            for text, sequence in zip(self.rows, call.sequences, strict=True)
+        ]
+        return found[0] if self.single else found
+
 
 def read_scored(
     inputs: Any,
     context: Any,
     tokenizer: Tokenizer | None,
     config: ModelConfig,
-    check: Callable[[], object],
+    limits: CallLimits,
 ) -> ScoredTexts:
     """Brings texts and what stands before them to token ids.
 
@@ -46,10 +70,11 @@ def read_scored(
         context: of the same kind and number, or `None`.
         tokenizer: turns text into tokens.
         config: sizes of the model.
-        check: called every now and then; what it raises ends the work.
+        limits: when the work ends.
 
     Raises:
         ValueError: see `runtime.Generator.score`.
+        GenerationTimeoutError, GenerationCancelledError: if the limits end it.
     """
     single, rows = _rows(inputs)
     befores: list[Any] = [None] * len(rows)
@@ -60,12 +85,15 @@ def read_scored(
                 f"context must be of the inputs' kind and number, {len(rows)} of them; got "
                 f"{shown(context)}"
             )
-    found = [
-        _read_text(row, before, tokenizer, config, check)
-        if isinstance(row, str)
-        else _read_ids(row, before)
-        for row, before in zip(rows, befores, strict=True)
-    ]
+    try:
+        found = [
+            _read_text(row, before, tokenizer, config, limits.check)
+            if isinstance(row, str)
+            else _read_ids(row, before)
+            for row, before in zip(rows, befores, strict=True)
+        ]
+    except CallCut as cut:
+        raise limits.error(cut.reason, 0) from None
     check_prompts([(*text.context_token_ids, *text.token_ids) for text in found], config)
     for i, text in enumerate(found):
         count = len(text.context_token_ids) + len(text.token_ids)
@@ -126,7 +154,7 @@ def _read_text(
     limit = config.max_sequence_length + 1
     (whole,) = encode_prompts([before + text], tokenizer, limit, config, check)
     assert tokenizer is not None
-    start = len(whole) - len(tokenizer.encode(before + text))
+    start = 0 if tokenizer.start_token_id is None else 1
     # Up to the first token that the context alone does not begin with.
     own = tokenizer.encode(before) if before else []
     same = 0

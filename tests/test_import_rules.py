@@ -138,14 +138,16 @@ def test_tests_of_the_light_packages_need_no_more_than_serving_does() -> None:
         assert [n for n in found if not is_within(n, *allowed)] == [], module
 
 
-def test_an_installation_has_every_package() -> None:
-    """pip copies the listed ones only; in a clone, Python finds the others too."""
+def test_an_installation_has_every_module() -> None:
+    """setuptools takes folders that have an `__init__.py`; in a clone, Python finds the others too."""
     options = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))
-    found = {
-        path.parent.relative_to(REPOSITORY).as_posix().replace("/", ".")
-        for path in sources("bench", "exporter", "graphs", "runtime")
-    }
-    assert set(options["tool"]["setuptools"]["packages"]) == found
+    find = options["tool"]["setuptools"]["packages"]["find"]
+    products = {"bench", "exporter", "graphs", "runtime"}
+    assert set(find["include"]) == {f"{name}{end}" for name in products for end in ("", ".*")}
+    assert not find["namespaces"]
+    for path in sources(*products):
+        for folder in path.relative_to(REPOSITORY).parents[:-1]:
+            assert (REPOSITORY / folder / "__init__.py").exists(), path
 
 
 # === Processes ===

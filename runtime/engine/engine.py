@@ -277,14 +277,15 @@ class Engine:
                 lengths[:] = before
             raise
         for part in tuple(parts):
-            self._outcomes.pop(0)
             part.accept()
+            self._outcomes.pop(0)
             part.add_seconds(time.perf_counter() - started)
 
     def _accept_rest(self) -> None:
         """Has the searches look at what a signal kept them from."""
         while self._outcomes:
-            self._outcomes.pop(0).accept()
+            self._outcomes[0].accept()
+            self._outcomes.pop(0)
 
 
 def _twins(unread: list[Entry], slots: Slots) -> tuple[list[Entry], dict[Sequence, list[Sequence]]]:

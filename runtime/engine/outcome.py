@@ -74,6 +74,8 @@ class Outcome:
         """Checks the logits and has the search look at them; what goes wrong ends the call alone."""
         call, output = self.call, self.output
         assert output is not None
+        if call.error is not None:  # a signal came when it was half accepted
+            return
         try:
             if not call.search.scores:
                 self._check_logits(output)

@@ -112,24 +112,21 @@ class Scheduler:
         if scores:
             budget = min(budget, SCORED_TOKENS)
         start = length(call, sequence)
-        piece = Piece([(call, sequence)], start, [self._stop(sequence, start, budget, scores)])
-        width = piece.stops[0]
-        if start or width < len(sequence.request.prompt):
-            return piece
+        sequences, stops = [unread[0]], [self._stop(sequence, start, budget, scores)]
+        if start or stops[0] < len(sequence.request.prompt):
+            return Piece(sequences, start, stops)
         for other_call, other in unread[1:]:
             if (scores or other_call.search.scores) and other_call is not call:
                 break
             stop = self._stop(other, 0, budget, scores)
             whole = stop == len(other.request.prompt)
-            beside = other.rows[0] == piece.sequences[-1][1].rows[0] + 1
-            width = max(width, stop)
-            if not (whole and beside) or width * (len(piece.stops) + 1) > budget:
+            beside = other.rows[0] == sequences[-1][1].rows[0] + 1
+            tokens = max(*stops, stop) * (len(stops) + 1)
+            if not (whole and beside) or tokens > budget or length(other_call, other):
                 break
-            if length(other_call, other):
-                break
-            piece.sequences.append((other_call, other))
-            piece.stops.append(stop)
-        return piece
+            sequences.append((other_call, other))
+            stops.append(stop)
+        return Piece(sequences, start, stops)
 
     def _stop(self, sequence: Sequence, start: int, budget: int, scores: bool) -> int:
         """A border, or the prompt's end, which is never one token away from a border."""

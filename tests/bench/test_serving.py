@@ -92,6 +92,9 @@ def test_the_command(toy_bundle: Any, tmp_path: Any, capsys: pytest.CaptureFixtu
     values = json.loads(path.read_text())["in_flight"]
     assert {len(trials) for row in values.values() for trials in row.values()} == {1}
     assert list(values) == ["1", "2"]
+    versions = json.loads(path.read_text())["versions"]
+    assert "onnxruntime" in " ".join(versions["opt-onnx-fp32 static"])
+    assert "- opt-onnx-fp32: " in table
 
 
 @pytest.mark.parametrize(

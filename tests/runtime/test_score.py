@@ -154,6 +154,24 @@ def test_limits(generator: Generator) -> None:
     assert generator.cache_bytes_in_use == 0
 
 
+def test_limits_hold_while_texts_become_tokens(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = generator.tokenizer
+    assert tokenizer is not None
+    encode_batch = tokenizer.encode_batch
+
+    def looking(texts: Any, check: Any) -> Any:
+        check()
+        return encode_batch(texts, check)
+
+    monkeypatch.setattr(tokenizer, "encode_batch", looking)
+    cancel = threading.Event()
+    cancel.set()
+    with pytest.raises(GenerationCancelledError, match="after 0 new tokens"):
+        generator.score(TEXT, cancel=cancel)
+
+
 def test_logits_that_are_no_numbers(
     cpu_decoder: SessionDecoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

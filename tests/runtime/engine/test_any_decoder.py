@@ -1,4 +1,4 @@
-"""The engine over the least that a decoder may be."""
+"""The engine over a model that counts: what becomes of each row can be told in advance."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from runtime.decoder import StepOutput
 from runtime.engine.request import Request
 from runtime.samplers import GreedySampler, Sampler
 from tests.runtime import engine_runs
+from tests.runtime.fake_decoder import SequenceDecoder
 
 
 def run(
@@ -24,60 +25,23 @@ def run(
     return [(sequence.token_ids, sequence.finish_reason) for sequence in found]
 
 
-class CountingCache:
-    """Remembers how many tokens each row has."""
-
-    def __init__(self, batch: int, capacity: int) -> None:
-        self.capacity = capacity
-        self.lengths = np.zeros(batch, np.int32)
-
-    def copy_rows(self, source: CountingCache, rows: Any, targets: Any, first: int = 0) -> None:
-        self.lengths[targets] = source.lengths[rows]
-
-    def release(self, row: int, *, clean: bool = False) -> None:
-        self.lengths[row] = 0
-
-
-class CountingDecoder:
+class CountingDecoder(SequenceDecoder):
     """A model whose next token is the last one plus one; records what the engine asks of it."""
 
-    block_tokens = None
-    chunk_tokens = 64
-    spare_rows = 0
-    keeps_slots = False
-
     def __init__(self, config: Any) -> None:
-        self.config = config
-        self.caches: list[CountingCache] = []
+        super().__init__(config.vocabulary_size)
         self.calls: list[tuple[list[list[int]], list[int]]] = []
 
     def slot_capacity(self, tokens: int) -> int:
         return -(-tokens // 16) * 16
 
-    def new_cache(self, batch: int, capacity: int) -> CountingCache:
-        self.caches.append(CountingCache(batch, capacity))
-        return self.caches[-1]
+    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+        size = self.config.vocabulary_size
+        return np.eye(size, dtype=np.float32)[(tokens[-1] + 1) % size]
 
-    def append(
-        self,
-        cache: CountingCache,
-        token_ids: Any,
-        new_lengths: Any,
-        *,
-        first_row: int = 0,
-        outputs: Any = None,
-        hidden_states: bool = False,
-        check: Any = None,
-    ) -> StepOutput:
+    def append(self, cache: Any, token_ids: Any, new_lengths: Any, **options: Any) -> StepOutput:
         self.calls.append((token_ids.tolist(), new_lengths.tolist()))
-        count = len(token_ids)
-        rows = first_row + np.arange(count)
-        cache.lengths[rows] += new_lengths
-        assert cache.lengths.max() <= cache.capacity
-        logits = np.zeros((len(cache.lengths), self.config.vocabulary_size), np.float32)
-        last = token_ids[np.arange(count), np.maximum(new_lengths - 1, 0)]
-        logits[rows, (last + 1) % self.config.vocabulary_size] = 1
-        return StepOutput(logits)
+        return super().append(cache, token_ids, new_lengths, **options)
 
 
 def test_any_decoder_will_do_and_each_token_is_appended_once(bundle: Bundle) -> None:

@@ -193,7 +193,9 @@ def test_the_garbage_collector_may_leave_a_call_at_any_time(
 ) -> None:
     """Within the engine's own step, say: it must not wait for what its own thread holds."""
     with generator._turns._lock:
-        call = generator._prepare(read_batch(prompt(1, 2)), generator._options(None, None, None, None))
+        call = generator._prepare(
+            read_batch(prompt(1, 2)), generator._arguments(None, None, None, None)
+        )
         generator._turns.leave(call)
     gc.collect()
     assert call.left
