@@ -204,7 +204,7 @@ def _start_workers(options: argparse.Namespace, stack: contextlib.ExitStack) -> 
 def _variants(system: System, *, shared: bool) -> list[System]:
     """The engine and static batches of a bundle; with shared beginnings, also one that keeps none."""
     if system.module != "bench.workers.opt_onnx":
-        return [system]
+        return [replace(system, options={**system.options, "prefixes": shared})]
     found = [system, replace(system, name=f"{system.name} {STATIC}", options={"static": True})]
     if shared:
         without = {"max_prefix_bytes": 0}
