@@ -37,7 +37,7 @@ LONG_RUN = 5e9
 SPARE_ROWS = 16  # of a cache, which take no memory until they are used
 CHUNK_TOKENS = 192  # of a long prompt at a time: its scores fit the cache, and their memory is bounded
 # Kernels compute a row in the same order among two and more of them; those of int4 take rows in pairs.
-BLOCK_TOKENS = 64
+BLOCK_TOKENS = 32
 
 
 class BoundCache(KVCache):

@@ -194,8 +194,8 @@ class Engine:
 
         # A call's own prompts stall nobody else.
         reader = unread[0][0]
-        busy = any(sequence.feed and call is not reader for call, sequence in going_on)
-        for piece in self._scheduler.pieces(unread, length, busy=busy):
+        decoding = sum([bool(sequence.feed) and call is not reader for call, sequence in going_on])
+        for piece in self._scheduler.pieces(unread, length, decoding=decoding):
             if all(has_ended(*entry) for entry in piece.sequences):  # cut by the run before
                 continue
             lengths = np.array([stop - piece.start for stop in piece.stops], np.int32)

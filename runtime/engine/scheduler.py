@@ -16,6 +16,7 @@ from runtime.engine.sequence import Sequence
 PRIORITY_SECONDS = 10.0
 # Prompt tokens that a step reads while others wait for their next token, and while nobody does.
 STEP_TOKENS, READ_TOKENS = 64, 2048
+LONG_PAST = 512  # tokens before a part, from which on it takes up to twice as long
 SCORED_TOKENS = 192  # in one run, of each of which there are all logits
 
 
@@ -45,8 +46,8 @@ class Scheduler:
     Args:
         block_tokens: prompts are read in parts that end at multiples of this; `None` reads them whole.
         chunk_tokens: most of a prompt in one run.
-        step_tokens: most prompt tokens that a step reads while others wait for their next token, in
-            whole blocks.
+        step_tokens: prompt tokens that a step reads while others wait for their next token, in whole
+            blocks: so many as long as there are no more prompts to read than sequences that wait.
     """
 
     def __init__(
@@ -81,19 +82,22 @@ class Scheduler:
         return ended
 
     def pieces(
-        self, unread: list[Entry], length: Callable[[Call, Sequence], int], *, busy: bool
+        self, unread: list[Entry], length: Callable[[Call, Sequence], int], *, decoding: int
     ) -> Iterator[Piece]:
         """What to read of the prompts that are not read yet: at least one piece, and one of a prompt.
 
         Args:
             unread: sequences of one cache in their order.
             length: how much of a sequence's prompt is read, asked when its turn comes.
-            busy: whether other calls wait for their next token.
+            decoding: sequences of other calls that wait for their next token.
         """
-        budget = self._step_tokens if busy else READ_TOKENS
+        # The fewer wait for a token and the more for a prompt, the more is gained by reading.
+        budget = READ_TOKENS
+        if decoding:
+            budget = min(budget, self._step_tokens * max(1, len(unread) // decoding))
         left = budget
         while unread:
-            piece = self._piece(unread, length, budget)
+            piece = self._piece(unread, length, budget, stalls=bool(decoding))
             if left < budget and piece.tokens > left:
                 return
             yield piece
@@ -101,7 +105,12 @@ class Scheduler:
             unread = unread[len(piece.sequences) :]
 
     def _piece(
-        self, unread: list[Entry], length: Callable[[Call, Sequence], int], budget: int
+        self,
+        unread: list[Entry],
+        length: Callable[[Call, Sequence], int],
+        budget: int,
+        *,
+        stalls: bool,
     ) -> Piece:
         """The next part of the first prompt, with short ones behind it that can be read beside it.
 
@@ -112,6 +121,8 @@ class Scheduler:
         if scores:
             budget = min(budget, SCORED_TOKENS)
         start = length(call, sequence)
+        if stalls and start >= LONG_PAST:
+            budget = min(budget, self._step_tokens // 2)
         sequences, stops = [unread[0]], [self._stop(sequence, start, budget, scores)]
         if start or stops[0] < len(sequence.request.prompt):
             return Piece(sequences, start, stops)

@@ -7,6 +7,7 @@ that a good part of the graphs is sound and the others are nearly so.
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ NUMBERS = (-1, 0, 1, 2, 3, 4, 5, 7, 8, 16, 31, 32, 64, 1000, 10**9, 2**31, 2**40
 ELEMENTWISE = ("Relu", "Tanh", "Sigmoid", "Exp", "Erf", "Identity", "Softmax")
 PAIRS = ("Add", "Mul", "Sub", "Max", "Min")
 DTYPES = (1, 2, 3, 6, 7, 9, 10, 16)
+MOST_VALUES = 10**7  # of a constant that is filled
 
 
 @dataclass
@@ -254,7 +256,9 @@ def _values(graph: Any, seed: Seed, others: list[Seed], source: random.Random) -
 
 
 def _floats(graph: Any, seed: Seed, others: list[Seed], source: random.Random) -> None:
-    tensors = [t for t in graph.initializer if not t.external_data and t.data_type == 1]
+    floats = [t for t in graph.initializer if not t.external_data and t.data_type == 1]
+    # A shape may have been made enormous by the mutation before.
+    tensors = [t for t in floats if 0 <= math.prod(t.dims) <= MOST_VALUES]
     if tensors:
         tensor = source.choice(tensors)
         shape = tuple(tensor.dims)
