@@ -141,8 +141,9 @@ def _begin(
     engine: Engine, decoder: Decoder, chance: np.random.Generator, prompt: int, new: int
 ) -> Call:
     tokens = tuple(chance.integers(4, decoder.config.vocabulary_size, prompt).tolist())
-    search = GreedySampler().search([tokens], decoder.config.vocabulary_size)
-    call = Call([Request(tokens, prompt + new)], search, CallLimits())
+    requests = [Request(tokens, prompt + new)]
+    search = GreedySampler().search(requests, decoder.config.vocabulary_size)
+    call = Call(requests, search, CallLimits())
     engine.check(call)
     engine.add(call)
     return call

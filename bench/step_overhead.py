@@ -213,7 +213,7 @@ def new_call(
 ) -> Call:
     """A call without stop tokens or limits."""
     requests = [Request(tuple(prompt), len(prompt) + new_tokens) for prompt in prompts]
-    search = sampler.search([r.prompt for r in requests], decoder.config.vocabulary_size)
+    search = sampler.search(requests, decoder.config.vocabulary_size)
     return Call(requests, search, CallLimits())
 
 

@@ -69,8 +69,9 @@ def generation_call(
     stops = arguments.stop_token_ids
     if stops == "auto":
         stops = default_stop_ids(end_token_ids, tokenizer)
-    search = arguments.sampler.search(prompts, config.vocabulary_size)
-    call = Call([Request(p, limit, stops) for p in prompts], search, arguments.limits)
+    requests = [Request(p, limit, stops) for p in prompts]
+    search = arguments.sampler.search(requests, config.vocabulary_size)
+    call = Call(requests, search, arguments.limits)
     if cut is not None:
         call.cut(cut)
     return call

@@ -59,6 +59,26 @@ def log_probabilities(logits: Floats, ids: NDArray[np.int64], temperature: float
     return result
 
 
+def best_log_probabilities(
+    row: Floats, token_id: int, count: int
+) -> tuple[float, tuple[tuple[int, float], ...]]:
+    """The log-probability of a token of a row [vocabulary], and of the `count` best, best first.
+
+    The same token's is the same number in both.
+    """
+    ids = largest(row, min(count, len(row))) if count else np.zeros(0, np.int64)
+    own, *best = log_probabilities(row, np.concatenate([[token_id], ids])).tolist()
+    return own, tuple(zip(ids.tolist(), best, strict=True))
+
+
+def log_softmax(row: Floats, temperature: float = 1.0) -> NDArray[np.float32]:
+    """Logarithms of the softmax of one row [vocabulary], float32."""
+    total = exponentials(row, temperature).sum(dtype=np.float64)
+    scaled = _scaled(row.astype(np.float64), np.float64(row.max()), temperature)
+    result: NDArray[np.float32] = (scaled - np.log(total)).astype(np.float32)
+    return result
+
+
 def draw(weights: Floats, generators: Sequence[np.random.Generator]) -> NDArray[np.int64]:
     """Draws one index a row by its probabilities.
 

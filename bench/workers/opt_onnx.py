@@ -55,9 +55,9 @@ def load(job: Job) -> Model:
         engine = Engine(decoder, max_prefix_bytes=job.options.get("max_prefix_bytes"))
 
         def start(prompt: list[int], count: int) -> Running:
-            search = GreedySampler().search([tuple(prompt)], decoder.config.vocabulary_size)
-            request = Request(tuple(prompt), len(prompt) + count)
-            call = Call([request], search, CallLimits())
+            requests = [Request(tuple(prompt), len(prompt) + count)]
+            search = GreedySampler().search(requests, decoder.config.vocabulary_size)
+            call = Call(requests, search, CallLimits())
             engine.check(call)
             engine.add(call)
             return _Running(call)

@@ -150,10 +150,10 @@ class Engine:
         started = scheduler.start(count)
         # First of all those that read prompts, which are neighbours so.
         for call, sequence in started:
-            self._slots[sequence.capacity].take(sequence, 1, call.search.temperature)
+            self._slots[sequence.capacity].take(sequence, 1, call.search.temperature_of(sequence))
         for call, sequence in started:
             more = call.search.rows - 1
-            self._slots[sequence.capacity].take(sequence, more, call.search.temperature)
+            self._slots[sequence.capacity].take(sequence, more, call.search.temperature_of(sequence))
 
     def _reserve(self, admitted: list[Entry]) -> tuple[int, CacheMemoryError | None]:
         """Sees to rows for as many of some sequences as there is room for; and why for no more."""
@@ -247,13 +247,16 @@ class Engine:
         parts = outcomes(entries, slots.cache, new_lengths)
         only = parts[0].call if len(parts) == 1 else None
         lengths, before = slots.cache.lengths, slots.cache.lengths.copy()
+        outputs = None
+        if not entries[0][1].feed:  # some of which may score what they read
+            outputs = scored_tokens(entries, lengths[first_row:], token_ids.shape[1], new_lengths)
         try:
             output = self._decoder.append(
                 slots.cache,
                 token_ids,
                 new_lengths,
                 first_row=first_row,
-                outputs=scored_tokens(entries, lengths[first_row:], token_ids.shape[1], new_lengths),
+                outputs=outputs,
                 hidden_states=any(part.call.search.hidden_states for part in parts),
                 check=None if only is None else only.limits.check,
             )

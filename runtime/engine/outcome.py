@@ -77,7 +77,7 @@ class Outcome:
         if call.error is not None:  # a signal came when it was half accepted
             return
         try:
-            if not call.search.scores:
+            if not (self._reading and call.search.scores):
                 self._check_logits(output)
             sequences = self._read(output) if self._reading else self._sequences
             # One that was cut in the same step stays so.

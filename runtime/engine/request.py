@@ -5,22 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from runtime.engine.processors.processor import Processor
 from runtime.results import FinishReason
 
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt, and when its text ends.
+    """One prompt, how its tokens are chosen beside the search, and when its text ends.
 
     Attributes:
         prompt: token ids, at least one.
         max_length: tokens of prompt and answer together.
         stop_token_ids: tokens that end the text when drawn.
+        processors: change the logits before a token is chosen by them.
+        logprobs: of how many of the best tokens log-probabilities are kept beside the chosen one's;
+            `None` keeps none.
+        prompt_logprobs: the same for the prompt.
+        sample: which of the texts of its prompt it is.
     """
 
     prompt: tuple[int, ...]
     max_length: int
     stop_token_ids: frozenset[int] = frozenset()
+    processors: tuple[Processor, ...] = ()
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    sample: int = 0
 
     @property
     def room(self) -> int:

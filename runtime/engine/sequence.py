@@ -24,6 +24,21 @@ class Hypothesis:
     finish_reason: FinishReason
 
 
+@dataclass(frozen=True)
+class LogProbabilities:
+    """What the model finds of a token in its place; natural logarithms.
+
+    Attributes:
+        token_id: the token that stands there.
+        log_probability: its own.
+        best: the most probable tokens there, best first, and theirs.
+    """
+
+    token_id: int
+    log_probability: float
+    best: tuple[tuple[int, float], ...]
+
+
 class Sequence:
     """One prompt, its new tokens, and the rows of the cache that it has.
 
@@ -38,6 +53,8 @@ class Sequence:
         token_ids: new tokens that are certain.
         finish_reason: why it ended, `None` while it goes on.
         hypotheses: all beams, best first, after a search that was asked for them.
+        log_probabilities: of each new token, where they are asked for.
+        prompt_log_probabilities: of the prompt's from its second token on, where they are asked for.
         rows: of the cache, none while it waits; the first is the one that reads the prompt.
         feed: the token that each row takes in the next step, `None` for a row that takes none; empty
             until the prompt has been read.
@@ -58,6 +75,8 @@ class Sequence:
         "finish_reason",
         "hypotheses",
         "index",
+        "log_probabilities",
+        "prompt_log_probabilities",
         "read_seconds",
         "request",
         "rows",
@@ -71,6 +90,8 @@ class Sequence:
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = request.finish_reason(())
         self.hypotheses: tuple[Hypothesis, ...] | None = None
+        self.log_probabilities: list[LogProbabilities] = []
+        self.prompt_log_probabilities: list[LogProbabilities] = []
         self.rows: list[int] = []
         self.capacity = 0
         self.feed: list[int | None] = []

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from graphs.shown import shown
+from runtime.engine.request import Request
 from runtime.engine.search.beam import BeamSearch
 from runtime.numbers import whole_number
 from runtime.samplers.arguments import within_vocabulary
@@ -53,8 +54,8 @@ class BeamSampler(Sampler):
         """Rows of the cache that each prompt takes."""
         return self.num_beams
 
-    def search(self, prompts: Sequence[tuple[int, ...]], vocabulary: int) -> BeamSearch:
-        """A beam search over some prompts."""
+    def search(self, requests: Sequence[Request], vocabulary: int) -> BeamSearch:
+        """A beam search over the requests of a call."""
         self.check_vocabulary(vocabulary)
         return BeamSearch(self.num_beams, self.temperature, self.return_all_beams)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from runtime.engine.request import Request
 from runtime.engine.search.contrastive import ContrastiveSearch
 from runtime.numbers import share, whole_number
 from runtime.samplers.arguments import within_vocabulary
@@ -43,8 +44,8 @@ class ContrastiveSampler(Sampler):
         """Rows of the cache that each prompt takes."""
         return self.k
 
-    def search(self, prompts: Sequence[tuple[int, ...]], vocabulary: int) -> ContrastiveSearch:
-        """A contrastive search over some prompts."""
+    def search(self, requests: Sequence[Request], vocabulary: int) -> ContrastiveSearch:
+        """A contrastive search over the requests of a call."""
         self.check_vocabulary(vocabulary)
         return ContrastiveSearch(self.k, self.alpha, self.temperature)
 

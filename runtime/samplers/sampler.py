@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.decoder import BestLogits
+from runtime.engine.request import Request
 from runtime.engine.search.sampling import SamplingSearch
 from runtime.engine.search.search import Search
 from runtime.numbers import positive_number, whole_number
@@ -85,14 +86,14 @@ class Sampler:
         """Rows of the cache that each prompt takes."""
         return 1
 
-    def search(self, prompts: Sequence[tuple[int, ...]], vocabulary: int) -> Search:
-        """How the tokens of some prompts are chosen; see `runtime.engine.search`.
+    def search(self, requests: Sequence[Request], vocabulary: int) -> Search:
+        """How the tokens of a call's requests are chosen; see `runtime.engine.search`.
 
         Raises:
             ValueError: if the sampler does not fit the model; see `check_vocabulary`.
         """
         self.check_vocabulary(vocabulary)
-        return SamplingSearch(self, prompts, vocabulary)
+        return SamplingSearch([self] * len(requests), requests, vocabulary)
 
     def check_vocabulary(self, size: int) -> None:
         """Raises `ValueError` where a parameter is more than a vocabulary of this size allows."""

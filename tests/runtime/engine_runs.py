@@ -13,7 +13,7 @@ from runtime.engine.request import Request
 
 def new_call(decoder: Any, requests: Sequence[Request], sampler: Any, **limits: Any) -> Call:
     """A call that no engine has yet."""
-    search = sampler.search([r.prompt for r in requests], decoder.config.vocabulary_size)
+    search = sampler.search(requests, decoder.config.vocabulary_size)
     return Call(requests, search, CallLimits(**limits))
 
 

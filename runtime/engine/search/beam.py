@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence as Listed
 from dataclasses import dataclass, replace
 
 from runtime.decoder import StepOutput
+from runtime.engine.processors.apply import apply_processors
 from runtime.engine.request import Request
 from runtime.engine.search.search import Search, logits_of
 from runtime.engine.sequence import Hypothesis, Sequence
-from runtime.probabilities import Floats, largest, log_probabilities
+from runtime.probabilities import Floats, largest, log_probabilities, log_softmax
 from runtime.results import CutReason, FinishReason
 
 
@@ -113,12 +115,27 @@ class Beams:
             self._contents[beam.slot] = beam.token_ids
         beams = [beam for beam in self.beams if beam.finish_reason is not None]
         scores = [beam.score for beam in live]
-        for score, parent, token_id in continuations(logits, scores, self._num_beams, temperature):
+        if self._request.processors:
+            rows = self._processed(logits, temperature)
+            found = best_of_rows(
+                [row + score for row, score in zip(rows, scores, strict=True)], self._num_beams
+            )
+        else:
+            found = continuations(logits, scores, self._num_beams, temperature)
+        for score, parent, token_id in found:
             token_ids = (*live[parent].token_ids, token_id)
             reason = self._request.finish_reason(token_ids)
             beams.append(_Beam(token_ids, score, live[parent].slot, reason))
         beams.sort(key=lambda beam: -beam.score)
         self.beams = self._place(beams[: self._num_beams])
+
+    def _processed(self, logits: Floats, temperature: float) -> list[Floats]:
+        """The log-probabilities of the live beams' next tokens, as the request's processors change them."""
+        rows = []
+        for beam, row in zip(self.live, logits, strict=True):
+            rows.append(log_softmax(row, temperature))
+            apply_processors(self._request, beam.token_ids, rows[-1])
+        return rows
 
     def _place(self, beams: list[_Beam]) -> list[_Beam]:
         """Leaves one child of each beam in its parent's row and has the others copied to free rows."""
@@ -193,6 +210,19 @@ def continuations(
         found += [(g, beam, i) for g, i in zip(gains.tolist(), ids.tolist(), strict=True)]
     found.sort(key=lambda candidate: -candidate[0])
     return found[:count]
+
+
+def best_of_rows(scores: Listed[Floats], count: int) -> list[tuple[float, int, int]]:
+    """The best of the scores [vocabulary] of several beams' next tokens, as `continuations` gives them.
+
+    Tokens that are ruled out, whose score is minus infinity, are none of them.
+    """
+    found = []
+    for beam, row in enumerate(scores):
+        ids = largest(row, min(count, len(row)))
+        found += [(g, beam, i) for g, i in zip(row[ids].tolist(), ids.tolist(), strict=True)]
+    found.sort(key=lambda candidate: -candidate[0])
+    return [candidate for candidate in found[:count] if candidate[0] > -math.inf]
 
 
 def _shared_length(a: Listed[int], b: Listed[int]) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.decoder import StepOutput
+from runtime.engine.processors.apply import apply_processors
 from runtime.engine.search.search import Search
 from runtime.engine.sequence import Sequence
 from runtime.probabilities import Floats, exponentials, largest
@@ -49,7 +50,7 @@ class ContrastiveSearch(Search):
                 best = self._choose(path, output, sequence)
                 first = len(sequence.request.prompt) + len(sequence.token_ids) - 1
             if sequence.finish_reason is None:
-                self._propose(path, output.logits[sequence.rows[best]])
+                self._propose(path, output.logits[sequence.rows[best]], sequence)
                 sequence.feed = path.token_ids.tolist()
                 sequence.copies = [(best, i, first) for i in range(self.rows) if i != best]
 
@@ -62,8 +63,11 @@ class ContrastiveSearch(Search):
         path.history.append(states[best : best + 1])
         return best
 
-    def _propose(self, path: _Path, logits: Floats) -> None:
+    def _propose(self, path: _Path, logits: NDArray[np.float32], sequence: Sequence) -> None:
         """Finds the most probable tokens, as many as the sequence has rows."""
+        if sequence.request.processors:
+            logits = logits.copy()
+            apply_processors(sequence.request, sequence.token_ids, logits)
         path.token_ids, path.probabilities = candidates(logits, self.rows, self._temperature)
 
 

@@ -28,6 +28,10 @@ class Search(ABC):
     scores: bool = False
     temperature: float = 1.0
 
+    def temperature_of(self, sequence: Sequence) -> float:
+        """Of the `BestLogits.totals` of a sequence's rows."""
+        return self.temperature
+
     def skip(self, sequence: Sequence) -> None:  # noqa: B027 (most have nothing to do)
         """Takes note of a sequence whose prompt leaves no room for a token; nothing is read of it."""
 

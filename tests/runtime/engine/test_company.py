@@ -105,7 +105,7 @@ def test_each_request_is_what_it_is_alone(count: int, seed: int) -> None:
             waiting -= 1
             sampler = RaisingSampler() if chance.random() < 0.05 else random_sampler(chance)
             requests, cancel = random_requests(chance), threading.Event()
-            search = sampler.search([r.prompt for r in requests], VOCABULARY)
+            search = sampler.search(requests, VOCABULARY)
             timeout = 1e-4 if chance.random() < 0.05 else None
             call = Call(
                 requests, search, CallLimits(timeout, cancel), priority=chance.choice([0, 0, 1])

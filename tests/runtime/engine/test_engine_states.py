@@ -56,7 +56,7 @@ class EngineStates(RuleBasedStateMachine):
     @rule(requests=REQUESTS, sampler=SAMPLERS, priority=st.integers(-2, 2))
     def add(self, requests: list[Request], sampler: Sampler, priority: int) -> None:
         cancel = threading.Event()
-        search = sampler.search([r.prompt for r in requests], VOCABULARY)
+        search = sampler.search(requests, VOCABULARY)
         call = Call(requests, search, CallLimits(cancel=cancel), priority)
         self.calls.append((begin(self.engine, call), sampler, cancel))
 
