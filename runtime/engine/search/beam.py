@@ -130,7 +130,7 @@ class Beams:
         self.beams = self._place(beams[: self._num_beams])
 
     def _processed(self, logits: Floats, temperature: float) -> list[Floats]:
-        """The log-probabilities of the live beams' next tokens, as the request's processors change them."""
+        """Log-probabilities of the live beams' next tokens, changed by the request's processors."""
         rows = []
         for beam, row in zip(self.live, logits, strict=True):
             rows.append(log_softmax(row, temperature))

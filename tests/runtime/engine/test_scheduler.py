@@ -47,7 +47,7 @@ def _parts(prompts: list[int], read: int, decoding: int) -> list[tuple[int, int]
 
 
 def test_more_is_read_where_many_prompts_wait_for_few_streams() -> None:
-    """One stream that decodes does not keep eight prompts waiting; eight streams stall for one alone."""
+    """One stream does not keep eight prompts waiting; eight streams stall for one alone."""
     prompts = [3 * BLOCK] * 8
     step = 4 * BLOCK
     assert sum(tokens for _, tokens in _parts(prompts, 0, decoding=8)) <= step
