@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from runtime.command import CommandParser, run_command
+from runtime.option_arguments import add_generation_options, as_options, given_options
 from runtime.sampler_options import (
     SAMPLERS_HELP,
     add_sampler_options,
@@ -33,6 +34,7 @@ examples:
   opt-generate opt_tiny_en "Return a list" --sampler greedy
   opt-generate opt_tiny_en "Return a list" --sampler top_p --p 0.9 --temperature 0.8 --seed 1
   opt-generate opt_tiny_en "Return a list" --sampler beam --num-beams 3 --all-beams
+  opt-generate opt_tiny_en "def " --max-new-tokens 40 --stop "\n\n" --repetition-penalty 1.2
   echo "If the argument is" | opt-generate opt_tiny_en --seed 1
       standard input, when piped, is one prompt
   opt-generate opt_tiny_en --input prompts.jsonl --output texts.jsonl
@@ -43,8 +45,9 @@ Make a bundle with: opt-export --preset opt_tiny_en
 JOBS_HELP = """\
 jobs, which are prompts from a file:
   A line of --input is {"prompt": "..."} and may have other names. Its record, a line of --output in
-  the same place, repeats them and adds "text", "finish_reason", token counts and speeds, and with
-  --all-beams "beams". Blank lines are left out. Text is UTF-8.
+  the same place, repeats them and adds "text", "finish_reason", token counts and speeds, and what
+  the options ask for, such as "beams", "logprobs" or "samples". A line may have "options" of its own,
+  as in --options, which go before the command's. Blank lines are left out. Text is UTF-8.
   A line that gives no text (it is not JSON, its prompt is too long) has a record with "error" and
   its number as "line", and the job goes on; with --strict it ends there.
   Records are in the output as soon as their batch is done, and stay whatever happens then. An output
@@ -117,6 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="let the CPU run operators that a GPU has no kernel for; a portable bundle needs it there",
     )
     add_sampler_options(parser)
+    add_generation_options(parser)
     return parser
 
 
@@ -131,15 +135,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     _check(options)
+    given = given_options(options)
+    asked = as_options(given)
     named = named_sampler(options)
     if options.input is not None:
         from runtime.jobs.command import run_job_command
 
-        return run_job_command(options, lambda: _open(options, named), settings(options))
+        return run_job_command(options, lambda: _open(options, named), settings(options), given)
+    if asked is not None and (asked.logprobs is not None or asked.prompt_logprobs is not None):
+        raise ValueError("--logprobs and --prompt-logprobs go with --input, whose records have them")
     prompts = given_texts(options.prompts)
     generator = _open(options, named)
     for prompt in prompts:
-        _print_text(generator, prompt, settings(options))
+        _print_text(generator, prompt, settings(options) | ({"options": asked} if asked else {}))
     return 0
 
 
@@ -208,6 +216,12 @@ def _print_text(generator: Generator, prompt: str, settings: dict[str, Any]) -> 
     if isinstance(generator.sampler, BeamSampler) and generator.sampler.return_all_beams:
         for text, score in zip(*generator.generate(prompt, **settings), strict=True):
             print_out(f"{score:.4f}\t{text}")
+        return
+    options = settings.get("options")
+    if options is not None and (options.best_of or options.n) > 1:
+        texts = generator.generate(prompt, **settings)
+        for text in [texts] if isinstance(texts, str) else texts:
+            print_out(text)
         return
     for piece in generator.stream(prompt, **settings):
         print_out(piece, end="")

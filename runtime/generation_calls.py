@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from graphs.contract import ModelConfig
 from runtime.arguments import check_length, check_prompts, default_stop_ids, encode_prompts
@@ -23,15 +23,29 @@ class GenerationArguments:
 
     Attributes:
         sampler: chooses the tokens.
-        max_length: of texts; token dictionaries have their own.
+        max_length: of texts, `None` where the caller gave none; token dictionaries have their own.
+        default_length: of texts where nothing else says how long they may be.
         stop_token_ids: tokens that end a text, or `"auto"` for the model's own.
         limits: when the call ends although its texts are not complete.
+        options: `GenerationOptions` of all prompts, or one for each.
     """
 
     sampler: Sampler
-    max_length: int
+    max_length: int | None
+    default_length: int
     stop_token_ids: frozenset[int] | Literal["auto"]
     limits: CallLimits
+    options: Any = None
+
+    @property
+    def longest(self) -> int | None:
+        """What a text's prompt may have, where that is not the model's positions."""
+        if self.max_length is not None:
+            return self.max_length
+        listed = self.options if isinstance(self.options, (list, tuple)) else [self.options]
+        if any(getattr(options, "max_new_tokens", None) is not None for options in listed):
+            return None
+        return self.default_length
 
 
 def generation_call(
@@ -56,11 +70,16 @@ def generation_call(
     cut: CutReason | None = None
     if isinstance(batch, TokenBatch):
         limit = check_length(batch.token_ids.shape[1], "the length of token_ids", config)
+        usual = limit
         prompts = [
             tuple(row[:n].tolist()) for row, n in zip(batch.token_ids, batch.lengths, strict=True)
         ]
     else:
-        limit = check_length(arguments.max_length, "max_length", config)
+        longest = arguments.longest
+        if longest is None:
+            longest = config.max_sequence_length
+        limit = check_length(longest, "max_length", config)
+        usual = arguments.default_length if arguments.max_length is None else limit
         try:
             prompts = encode_prompts(batch.texts, tokenizer, limit, config, arguments.limits.check)
         except CallCut as error:
@@ -69,9 +88,42 @@ def generation_call(
     stops = arguments.stop_token_ids
     if stops == "auto":
         stops = default_stop_ids(end_token_ids, tokenizer)
-    requests = [Request(p, limit, stops) for p in prompts]
-    search = arguments.sampler.search(requests, config.vocabulary_size)
-    call = Call(requests, search, arguments.limits)
+    if arguments.options is None:
+        requests = [Request(p, limit, stops) for p in prompts]
+        search = arguments.sampler.search(requests, config.vocabulary_size)
+        call = Call(requests, search, arguments.limits)
+    else:
+        call = _call_with_options(prompts, limit, usual, stops, arguments, config, tokenizer)
     if cut is not None:
         call.cut(cut)
     return call
+
+
+def _call_with_options(
+    prompts: Sequence[tuple[int, ...]],
+    limit: int,
+    usual: int,
+    stops: frozenset[int],
+    arguments: GenerationArguments,
+    config: ModelConfig,
+    tokenizer: Tokenizer | None,
+) -> Call:
+    # Who has no options does not wait for these to be imported.
+    from runtime.generation_options import read_options
+    from runtime.request_options import RequestOptions, request_options, search_of
+
+    made: dict[int, RequestOptions] = {}  # by the options' identity: most prompts have the same
+    requests: list[Request] = []
+    samplers: list[Sampler] = []
+    options = read_options(arguments.options, len(prompts))
+    for prompt, own in zip(prompts, options, strict=True):
+        brought = made.get(id(own))
+        if brought is None:
+            brought = request_options(own, arguments.sampler, stops, config, tokenizer)
+            made[id(own)] = brought
+        # Who says how many new tokens there may be does not mean the usual length as well.
+        texts = brought.requests(prompt, usual if own.max_new_tokens is None else limit)
+        requests += texts
+        samplers += [brought.sampler] * len(texts)
+    search = search_of(samplers, requests, config.vocabulary_size)
+    return Call(requests, search, arguments.limits, min(own.priority for own in options))

@@ -43,6 +43,9 @@ from runtime.tokenization.tokenizer import StreamDecoder, Tokenizer
 
 if TYPE_CHECKING:
     from runtime.async_calls import AsyncCalls
+    from runtime.generation_options import GenerationOptions
+
+    Options = GenerationOptions | Sequence[GenerationOptions] | None
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,7 @@ class Generator:
             end_token_ids = tuple(end_token_ids)  # of an iterator, too
         read_stop_ids(end_token_ids, self.config)
         self.end_token_ids = end_token_ids
+        self.default_options: GenerationOptions | None = None
         self.compile(sampler)
 
     @classmethod
@@ -259,6 +263,7 @@ class Generator:
         stop_token_ids: StopTokenIds = "auto",
         strip_prompt: bool = False,
         *,
+        options: Options = None,
         timeout: float | None = None,
         cancel: CancelEvent | None = None,
     ) -> Any:
@@ -275,6 +280,8 @@ class Generator:
             stop_token_ids: tokens that end a row. `"auto"` is what ends the model's texts, one token
                 or several (`end_token_ids`); `None` generates until `max_length`.
             strip_prompt: whether to leave the prompt out of the result.
+            options: what else is asked of the texts; see `runtime.GenerationOptions`. One for all
+                prompts, or a sequence with one for each. By default the bundle's own, if it has any.
             timeout: seconds from the call after which it ends, also in the middle of a long prompt.
             cancel: a `threading.Event`; the call ends soon after any thread sets it.
 
@@ -282,12 +289,14 @@ class Generator:
             A string for a string, a list of strings for several, a dictionary for a dictionary: there
             `token_ids` int32 and `padding_mask` bool [batch, length], the mask true up to and with
             the stop token; tokens beyond it are as they were given. With
-            `BeamSampler(return_all_beams=True)` all beams and their scores; see there.
+            `BeamSampler(return_all_beams=True)` all beams and their scores; see there. With an `n` of
+            the options above 1 a list of the prompt's texts stands in place of each string.
 
         Raises:
             ValueError: if a prompt is longer than `max_length`, `max_length` than the model's
                 positions, a token id is not in the vocabulary, the sampler asks for more tokens
-                than there are, or the input is of another kind.
+                than there are, the options do not fit the model or the sampler, or the input is of
+                another kind.
             GenerationTimeoutError, GenerationCancelledError: if the timeout or `cancel` ended the call
                 before its texts were complete; `generate_results` gives what there was until then.
             CacheMemoryError: if the KV cache would not fit; see `Generator`.
@@ -295,10 +304,16 @@ class Generator:
             LogitsError: if the model gave logits that are NaN or infinite.
             ForkedProcessError: in a process forked from the one that made the generator.
         """
-        arguments = self._arguments(max_length, stop_token_ids, timeout, cancel)
+        arguments = self._arguments(max_length, stop_token_ids, timeout, cancel, options)
 
         def generate(batch: Batch) -> Any:
-            return self._give(self._complete(self._prepare(batch, arguments)), batch, strip_prompt)
+            call = self._prepare(batch, arguments)
+            if isinstance(batch, TokenBatch) and len(call.sequences) > len(batch.token_ids):
+                raise ValueError(
+                    "several texts of a prompt (n above 1) have no room in a dictionary of arrays; "
+                    "generate_results gives them"
+                )
+            return self._give(self._complete(call), batch, strip_prompt)
 
         if is_stream_of_batches(inputs):
             return join(map(generate, iterate_batches(inputs)))
@@ -311,6 +326,7 @@ class Generator:
         stop_token_ids: StopTokenIds = "auto",
         strip_prompt: bool = False,
         *,
+        options: Options = None,
         timeout: float | None = None,
         cancel: CancelEvent | None = None,
     ) -> list[GenerationResult]:
@@ -321,7 +337,7 @@ class Generator:
         tokens, that is nothing, not even of the prompt. Of an iterable of batches, those
         after the one that was cut have no results.
         """
-        arguments = self._arguments(max_length, stop_token_ids, timeout, cancel)
+        arguments = self._arguments(max_length, stop_token_ids, timeout, cancel, options)
         source = iterate_batches(inputs) if is_stream_of_batches(inputs) else [read_batch(inputs)]
         results: list[GenerationResult] = []
         for batch in source:
@@ -339,6 +355,7 @@ class Generator:
         stop_token_ids: StopTokenIds = "auto",
         strip_prompt: bool = False,
         *,
+        options: Options = None,
         timeout: float | None = None,
         cancel: CancelEvent | None = None,
     ) -> Iterator[str]:
@@ -351,11 +368,16 @@ class Generator:
         The KV cache is taken when the first piece is asked for, and freed at the end, or as soon as
         the iterator is closed or deleted. The time of `timeout` begins with the call.
         """
-        arguments = self._arguments(max_length, stop_token_ids, timeout, cancel)
+        arguments = self._arguments(max_length, stop_token_ids, timeout, cancel, options)
         batch = read_batch(prompt)
         if not isinstance(batch, TextBatch) or not batch.single:
             raise ValueError(f"stream() takes one string, got {shown(prompt)}")
-        return self._stream_text(self._prepare(batch, arguments), strip_prompt)
+        call = self._prepare(batch, arguments)
+        if len(call.sequences) > 1:
+            raise ValueError(
+                f"stream() gives one text of a prompt; the options ask for {len(call.sequences)}"
+            )
+        return self._stream_text(call, strip_prompt)
 
     def score(
         self,
@@ -404,6 +426,7 @@ class Generator:
         stop_token_ids: StopTokenIds = "auto",
         strip_prompt: bool = False,
         *,
+        options: Options = None,
         timeout: float | None = None,
         cancel: CancelEvent | None = None,
     ) -> Any:
@@ -413,7 +436,13 @@ class Generator:
         """
         return await self._calls_of_loop().call(
             lambda left: self.generate(
-                inputs, max_length, stop_token_ids, strip_prompt, timeout=timeout, cancel=left
+                inputs,
+                max_length,
+                stop_token_ids,
+                strip_prompt,
+                options=options,
+                timeout=timeout,
+                cancel=left,
             ),
             cancel,
         )
@@ -425,6 +454,7 @@ class Generator:
         stop_token_ids: StopTokenIds = "auto",
         strip_prompt: bool = False,
         *,
+        options: Options = None,
         timeout: float | None = None,
         cancel: CancelEvent | None = None,
     ) -> AsyncIterator[str]:
@@ -435,7 +465,13 @@ class Generator:
         """
         pieces = self._calls_of_loop().stream(
             lambda left: self.stream(
-                prompt, max_length, stop_token_ids, strip_prompt, timeout=timeout, cancel=left
+                prompt,
+                max_length,
+                stop_token_ids,
+                strip_prompt,
+                options=options,
+                timeout=timeout,
+                cancel=left,
             ),
             cancel,
         )
@@ -448,6 +484,7 @@ class Generator:
         max_length: int | None = None,
         stop_token_ids: StopTokenIds = "auto",
         timeout: float | None = None,
+        options: GenerationOptions | None = None,
     ) -> None:
         """Checks what every call with these arguments needs, before there is a prompt.
 
@@ -463,7 +500,7 @@ class Generator:
             self.tokenizer.vocabulary_size()  # which has its files parsed
         row = np.zeros((1, limit), np.int64)
         batch = TokenBatch(row, np.arange(limit)[None] < 1, single=True)
-        self._prepare(batch, self._arguments(max_length, stop_token_ids, timeout, None))
+        self._prepare(batch, self._arguments(max_length, stop_token_ids, timeout, None, options))
 
     def _calls_of_loop(self) -> AsyncCalls:
         # asyncio takes tens of milliseconds of a start that may not need it.
@@ -503,11 +540,13 @@ class Generator:
         stop_token_ids: StopTokenIds,
         timeout: float | None,
         cancel: CancelEvent | None,
+        options: Options = None,
     ) -> GenerationArguments:
         limits = CallLimits(timeout, cancel)
         stops = read_stop_ids(stop_token_ids, self.config)
-        length = self.max_length if max_length is None else max_length
-        return GenerationArguments(self.sampler, length, stops, limits)
+        if options is None:
+            options = self.default_options
+        return GenerationArguments(self.sampler, max_length, self.max_length, stops, limits, options)
 
     def _give(self, call: Call, batch: Batch, strip_prompt: bool) -> Any:
         """What `generate` gives back for a batch."""

@@ -28,6 +28,28 @@ class Beam:
 
 
 @dataclass(frozen=True)
+class TokenLogProbability:
+    """How probable a model finds a token in its place.
+
+    Attributes:
+        token_id: the token.
+        log_probability: natural logarithm, of the model as it is.
+        text: what the token stands for; bytes that are no whole character as U+FFFD. `None` where there
+            is no tokenizer.
+        bytes: the same, as numbers from 0 to 255.
+        text_offset: characters of the text before this token's first; `None` among `best`.
+        best: the most probable tokens in this place, best first, without their own `best`.
+    """
+
+    token_id: int
+    log_probability: float
+    text: str | None = None
+    bytes: tuple[int, ...] | None = None
+    text_offset: int | None = None
+    best: tuple[TokenLogProbability, ...] = ()
+
+
+@dataclass(frozen=True)
 class GenerationResult:
     """One row's outcome.
 
@@ -41,6 +63,11 @@ class GenerationResult:
         decode_seconds: time of the runs after that, which serve other rows too.
         cached_prompt_tokens: tokens of the prompt that were not read, as the same beginning had been.
         beams: all beams, best first, where the sampler was asked for them; the first is this result.
+        stop_reason: the stop string or the stop token that ended it; `None` where neither did.
+        logprobs: of each new token, where `GenerationOptions.logprobs` asked for them.
+        prompt_logprobs: of each token of the prompt, the first of which has none: `None`.
+        samples: all texts of the prompt where `GenerationOptions.n` asked for several; the first is this
+            result.
     """
 
     text: str | None
@@ -51,6 +78,10 @@ class GenerationResult:
     decode_seconds: float
     beams: tuple[Beam, ...] | None = None
     cached_prompt_tokens: int = 0
+    stop_reason: int | str | None = None
+    logprobs: tuple[TokenLogProbability, ...] | None = None
+    prompt_logprobs: tuple[TokenLogProbability | None, ...] | None = None
+    samples: tuple[GenerationResult, ...] | None = None
 
     @property
     def prompt_tokens(self) -> int:
@@ -73,10 +104,13 @@ class GenerationResult:
         return max(0, self.generated_tokens - 1) / self.decode_seconds if self.decode_seconds else 0.0
 
     def to_dict(self) -> dict[str, object]:
-        """Plain JSON values, speeds and counts included, `beams` only where there are."""
+        """Plain JSON values, speeds and counts included; what was not asked for is left out."""
         values = asdict(self)
-        if self.beams is None:
-            del values["beams"]
+        for name in ("beams", "stop_reason", "logprobs", "prompt_logprobs", "samples"):
+            if values[name] is None:
+                del values[name]
+        if self.samples is not None:
+            values["samples"] = [sample.to_dict() for sample in self.samples]
         return {
             **values,
             "prompt_tokens": self.prompt_tokens,

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from runtime.engine.processors.processor import Processor
 from runtime.results import FinishReason
 
@@ -17,25 +20,33 @@ class Request:
         prompt: token ids, at least one.
         max_length: tokens of prompt and answer together.
         stop_token_ids: tokens that end the text when drawn.
-        processors: change the logits before a token is chosen by them.
+        processor: changes the logits before a token is chosen by them.
         logprobs: of how many of the best tokens log-probabilities are kept beside the chosen one's;
             `None` keeps none.
         prompt_logprobs: the same for the prompt.
         sample: which of the texts of its prompt it is.
+        kept_samples: how many of these are given.
     """
 
     prompt: tuple[int, ...]
     max_length: int
     stop_token_ids: frozenset[int] = frozenset()
-    processors: tuple[Processor, ...] = ()
+    processor: Processor | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     sample: int = 0
+    kept_samples: int = 1
 
     @property
     def room(self) -> int:
         """Tokens that a row of the cache must have room for."""
         return max(len(self.prompt), self.max_length)
+
+    def process(self, new_token_ids: Sequence[int], logits: NDArray[np.float32]) -> None:
+        """Changes the logits [vocabulary] after some new tokens in place, if there is what does."""
+        if self.processor is not None:
+            token_ids = [*self.prompt, *new_token_ids]
+            self.processor.process(token_ids, len(self.prompt), logits)
 
     def finish_reason(self, token_ids: Sequence[int]) -> FinishReason | None:
         """Why a text with these new tokens has ended, `None` if it goes on."""

@@ -16,6 +16,7 @@ from runtime.jobs.job import Job, Tally
 from runtime.jobs.records import to_line
 from runtime.jobs.requests import Request, open_input, read_requests
 from runtime.jobs.resume import Finished, find_finished
+from runtime.option_arguments import as_options
 from runtime.system.output_file import OutputFile, check_output, open_output
 from runtime.system.standard_streams import is_unicode, print_error, print_out
 
@@ -23,7 +24,10 @@ SOME_ERRORS = 1  # the exit code
 
 
 def run_job_command(
-    options: argparse.Namespace, open_generator: Callable[[], Generator], settings: Mapping[str, Any]
+    options: argparse.Namespace,
+    open_generator: Callable[[], Generator],
+    settings: Mapping[str, Any],
+    generation_options: Mapping[str, Any],
 ) -> int:
     """Does a job; what can be checked without the bundle is checked before it is loaded.
 
@@ -31,6 +35,7 @@ def run_job_command(
         options: of `opt-generate`.
         open_generator: loads the bundle.
         settings: arguments of `Generator.generate_results`.
+        generation_options: `GenerationOptions` of all lines, as plain values.
 
     Returns:
         The command's exit code, 0 or 1.
@@ -48,8 +53,13 @@ def run_job_command(
             found = _resume(output, requests, name, options)
             requests, tally = found.rest, Tally(found.records, found.errors)
         generator = open_generator()
-        generator.check_options(settings["max_length"], settings["stop_token_ids"], settings["timeout"])
-        job = Job(generator, settings, options.batch_size, options.strict, name)
+        generator.check_options(
+            settings["max_length"],
+            settings["stop_token_ids"],
+            settings["timeout"],
+            as_options(generation_options),
+        )
+        job = Job(generator, settings, options.batch_size, options.strict, name, generation_options)
         try:
             job.run(requests, _writer(output), tally)
         except ValueError as error:

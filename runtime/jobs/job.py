@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from graphs.shown import shown
 from runtime.errors import BundleError, ForkedProcessError
 from runtime.generator import Generator
 from runtime.jobs.records import error_record, result_record
-from runtime.jobs.requests import Request
+from runtime.jobs.requests import OPTIONS, Request
+from runtime.option_arguments import as_options
 from runtime.results import GenerationResult
 from runtime.sentences import is_expected, sentence
 
@@ -40,6 +42,7 @@ class Job:
         batch_size: lines that are done together.
         strict: whether the job ends at the first line that would be a record of an error.
         name: of the input, for messages.
+        options: `GenerationOptions` of all lines as plain values; a line's own go before them.
     """
 
     generator: Generator
@@ -47,6 +50,7 @@ class Job:
     batch_size: int
     strict: bool
     name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def run(
         self, requests: Iterator[Request], write: Callable[[dict[str, Any]], None], tally: Tally
@@ -84,12 +88,26 @@ class Job:
         for request in batch:
             yield request, outcomes.get(request.line, f"line {request.line} {request.problem}")
 
+    def _options(self, batch: Sequence[Request]) -> Any:
+        """What is asked of some lines' texts: one set of options for all, where none has its own."""
+        own = [request.fields.get(OPTIONS) for request in batch]
+        if all(values is None for values in own):
+            return as_options(self.options)
+        from runtime.generation_options import GenerationOptions
+
+        for values in own:
+            if values is not None and not isinstance(values, dict):
+                raise ValueError(f'"{OPTIONS}" must be an object of options, got {shown(values)}')
+        return [GenerationOptions.from_dict({**self.options, **(values or {})}) for values in own]
+
     def _generate(self, batch: Sequence[Request]) -> list[GenerationResult | str]:
         """Results of a batch; where one is refused, in smaller ones until it is known which."""
         if not batch:
             return []
         try:
-            return [*self.generator.generate_results([r.prompt for r in batch], **self.settings)]
+            options = self._options(batch)
+            prompts = [request.prompt for request in batch]
+            return [*self.generator.generate_results(prompts, options=options, **self.settings)]
         except Exception as error:
             system = isinstance(error, OSError) and not isinstance(error, TimeoutError)
             if not is_expected(error) or isinstance(error, _FATAL) or system:

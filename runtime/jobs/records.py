@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from runtime.jobs.requests import Request
@@ -12,7 +13,9 @@ from runtime.sentences import legible
 
 ERROR, LINE = "error", "line"
 # What a record has of a result. Where a line has such a name too, it is from a job before this one.
-RESULT_NAMES = frozenset(GenerationResult("", (), (), "stop", 0.0, 0.0, ()).to_dict())
+RESULT_NAMES = frozenset(GenerationResult("", (), (), "stop", 0.0, 0.0).to_dict()) | {
+    field.name for field in fields(GenerationResult)
+}
 
 
 def result_record(request: Request, result: GenerationResult) -> dict[str, Any]:

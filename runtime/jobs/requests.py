@@ -12,7 +12,7 @@ from graphs.strict_json import parse_json
 from runtime.system.standard_streams import input_bytes
 from runtime.text_files import check_width, decode_text
 
-PROMPT = "prompt"
+PROMPT, OPTIONS = "prompt", "options"
 MAX_LINE_BYTES = 16 * 1024**2  # a line is in memory as a whole, parsed JSON takes many times as much
 _MOST_REPEATED = 200  # characters of a line, in a message
 _BLOCK = 1024**2

@@ -7,7 +7,6 @@ from collections.abc import Sequence as Listed
 from dataclasses import dataclass, replace
 
 from runtime.decoder import StepOutput
-from runtime.engine.processors.apply import apply_processors
 from runtime.engine.request import Request
 from runtime.engine.search.search import Search, logits_of
 from runtime.engine.sequence import Hypothesis, Sequence
@@ -115,7 +114,7 @@ class Beams:
             self._contents[beam.slot] = beam.token_ids
         beams = [beam for beam in self.beams if beam.finish_reason is not None]
         scores = [beam.score for beam in live]
-        if self._request.processors:
+        if self._request.processor is not None:
             rows = self._processed(logits, temperature)
             found = best_of_rows(
                 [row + score for row, score in zip(rows, scores, strict=True)], self._num_beams
@@ -130,11 +129,11 @@ class Beams:
         self.beams = self._place(beams[: self._num_beams])
 
     def _processed(self, logits: Floats, temperature: float) -> list[Floats]:
-        """Log-probabilities of the live beams' next tokens, changed by the request's processors."""
+        """Log-probabilities of the live beams' next tokens, changed by the request's processor."""
         rows = []
         for beam, row in zip(self.live, logits, strict=True):
             rows.append(log_softmax(row, temperature))
-            apply_processors(self._request, beam.token_ids, rows[-1])
+            self._request.process(beam.token_ids, rows[-1])
         return rows
 
     def _place(self, beams: list[_Beam]) -> list[_Beam]:

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.decoder import StepOutput
-from runtime.engine.processors.apply import apply_processors
 from runtime.engine.search.search import Search
 from runtime.engine.sequence import Sequence
 from runtime.probabilities import Floats, exponentials, largest
@@ -65,9 +64,9 @@ class ContrastiveSearch(Search):
 
     def _propose(self, path: _Path, logits: NDArray[np.float32], sequence: Sequence) -> None:
         """Finds the most probable tokens, as many as the sequence has rows."""
-        if sequence.request.processors:
+        if sequence.request.processor is not None:
             logits = logits.copy()
-            apply_processors(sequence.request, sequence.token_ids, logits)
+            sequence.request.process(sequence.token_ids, logits)
         path.token_ids, path.probabilities = candidates(logits, self.rows, self._temperature)
 
 

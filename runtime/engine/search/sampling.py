@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from graphs.shown import shown
 from runtime.decoder import BestLogits, StepOutput
-from runtime.engine.processors.apply import apply_processors
 from runtime.engine.request import Request
 from runtime.engine.search.search import Search, logits_of
 from runtime.engine.sequence import LogProbabilities, Sequence
@@ -54,7 +53,7 @@ class SamplingSearch(Search):
         self.scores = any(request.prompt_logprobs is not None for request in requests)
         # Requests that draw from the logits as they are, all by one sampler, are the common case.
         self._plain = all(
-            sampler is samplers[0] and not request.processors and request.logprobs is None
+            sampler is samplers[0] and request.processor is None and request.logprobs is None
             for sampler, request in zip(samplers, requests, strict=True)
         )
         # Made when the first is asked for: a process that has just started is spared an import.
@@ -106,13 +105,12 @@ class SamplingSearch(Search):
         """A sequence's token, from its logits after its processors; notes log-probabilities."""
         request, sampler = sequence.request, self._samplers[sequence.index]
         row = self._after_prompt.pop(sequence.index, None)
-        if row is None and not request.processors and request.logprobs is None:
+        if row is None and request.processor is None and request.logprobs is None:
             return self._draw_plain(sampler, output, [sequence])[sequence.index]
         if row is None:
             row = output.logits[sequence.rows[0]]
         changed = row.copy()  # samplers, too, may change what they get
-        if request.processors:
-            apply_processors(request, sequence.token_ids, changed)
+        request.process(sequence.token_ids, changed)
         token_ids = sampler.sample(changed[None], self._generators_of([sequence]))
         token_id = self._by_index(sampler, token_ids, [sequence])[sequence.index]
         if request.logprobs is not None:

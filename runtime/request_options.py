@@ -1,0 +1,206 @@
+"""What `GenerationOptions` make of a prompt's requests: when they end, what chooses their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Sequence as Listed
+from dataclasses import dataclass, replace
+
+from graphs.contract import ModelConfig
+from runtime.engine.processors.allowed_tokens import AllowedTokens
+from runtime.engine.processors.bad_words import BadWords
+from runtime.engine.processors.begin_suppress_tokens import BeginSuppressTokens
+from runtime.engine.processors.chain import Chain
+from runtime.engine.processors.epsilon_cutoff import EpsilonCutoff
+from runtime.engine.processors.eta_cutoff import EtaCutoff
+from runtime.engine.processors.frequency_penalty import FrequencyPenalty
+from runtime.engine.processors.function import FunctionProcessor
+from runtime.engine.processors.logit_bias import LogitBias
+from runtime.engine.processors.min_new_tokens import MinNewTokens
+from runtime.engine.processors.min_p import MinP
+from runtime.engine.processors.no_repeat_ngram import NoRepeatNgram
+from runtime.engine.processors.presence_penalty import PresencePenalty
+from runtime.engine.processors.processor import Processor
+from runtime.engine.processors.repetition_penalty import RepetitionPenalty
+from runtime.engine.processors.sequence_bias import SequenceBias
+from runtime.engine.processors.suppress_tokens import SuppressTokens
+from runtime.engine.processors.temperature import Temperature
+from runtime.engine.processors.top_k import TopK
+from runtime.engine.processors.top_p import TopP
+from runtime.engine.processors.typical_p import TypicalP
+from runtime.engine.request import Request
+from runtime.engine.search.sampling import SamplingSearch
+from runtime.engine.search.search import Search
+from runtime.generation_options import GenerationOptions
+from runtime.samplers import GreedySampler, RandomSampler, Sampler, TopKSampler, TopPSampler
+from runtime.tokenization.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class RequestOptions:
+    """Options brought to a model: what the requests of any prompt with them have.
+
+    Attributes:
+        options: as they were given.
+        sampler: chooses the tokens.
+        base: a request with all that does not depend on the prompt.
+    """
+
+    options: GenerationOptions
+    sampler: Sampler
+    base: Request
+
+    def requests(self, prompt: tuple[int, ...], max_length: int) -> list[Request]:
+        """A request for each text that is written of a prompt.
+
+        Args:
+            prompt: token ids.
+            max_length: tokens of prompt and answer together, at most the model's positions.
+        """
+        options = self.options
+        if options.max_new_tokens is not None:
+            max_length = min(max_length, len(prompt) + options.max_new_tokens)
+        first = replace(self.base, prompt=prompt, max_length=max_length)
+        # The prompt is the same for all, so one tells of its tokens.
+        further = replace(first, prompt_logprobs=None)
+        count = options.best_of or options.n
+        return [first, *(replace(further, sample=i) for i in range(1, count))]
+
+
+def request_options(
+    options: GenerationOptions,
+    sampler: Sampler,
+    end_token_ids: frozenset[int],
+    config: ModelConfig,
+    tokenizer: Tokenizer | None,
+) -> RequestOptions:
+    """Brings options to a model.
+
+    Args:
+        options: what is asked for.
+        sampler: the one that is set.
+        end_token_ids: what ends the model's texts.
+        config: sizes of the model.
+        tokenizer: turns tokens into text.
+
+    Raises:
+        ValueError: if they do not fit the model, its tokenizer or the sampler.
+    """
+    size = config.vocabulary_size
+    for name, ids in options.token_ids().items():
+        if bad := [token for token in ids if token >= size]:
+            raise ValueError(
+                f"{name} must be ids of the model's vocabulary, 0 to {size - 1}; got {bad[0]}"
+            )
+    several = options.best_of or options.n
+    if several > 1 and sampler.rows > 1:
+        raise ValueError(
+            f"n={options.n} and best_of={options.best_of} are for samplers that draw; "
+            f"{type(sampler).__name__} finds one text, and BeamSampler(return_all_beams=True) all beams"
+        )
+    if (options.logprobs is not None or options.prompt_logprobs is not None) and sampler.rows > 1:
+        raise ValueError(
+            f"logprobs and prompt_logprobs are for samplers that draw, not {type(sampler).__name__}; "
+            "beams have scores, and Generator.score tells of any text's tokens"
+        )
+    ends = frozenset(options.stop_token_ids) | (frozenset() if options.ignore_eos else end_token_ids)
+    chosen, warpers = _choice(options, sampler, config)
+    processors = [*_processors(options, ends, config), *warpers]
+    ranked = options.best_of is not None and options.best_of > options.n
+    base = Request(
+        prompt=(),
+        max_length=0,
+        stop_token_ids=ends,
+        processor=Chain(processors) if processors else None,
+        logprobs=0 if ranked and options.logprobs is None else options.logprobs,
+        prompt_logprobs=options.prompt_logprobs,
+        kept_samples=options.n,
+    )
+    return RequestOptions(options, chosen, base)
+
+
+def _processors(
+    options: GenerationOptions, ends: frozenset[int], config: ModelConfig
+) -> Iterator[Processor]:
+    """What changes the logits, in the order of transformers' `generate`."""
+    size = config.vocabulary_size
+    end_ids = sorted(ends)
+    if options.sequence_bias:
+        yield SequenceBias(dict(options.sequence_bias), size)
+    if options.logit_bias:
+        yield LogitBias(options.logit_bias, size)
+    if options.repetition_penalty != 1:
+        yield RepetitionPenalty(options.repetition_penalty)
+    if options.presence_penalty:
+        yield PresencePenalty(options.presence_penalty)
+    if options.frequency_penalty:
+        yield FrequencyPenalty(options.frequency_penalty)
+    if options.no_repeat_ngram_size:
+        yield NoRepeatNgram(options.no_repeat_ngram_size)
+    if options.bad_words_ids:
+        yield BadWords(options.bad_words_ids, size, end_ids)
+    if options.min_new_tokens and end_ids:
+        yield MinNewTokens(options.min_new_tokens, end_ids, size)
+    if options.suppress_tokens:
+        yield SuppressTokens(options.suppress_tokens, size)
+    if options.begin_suppress_tokens:
+        yield BeginSuppressTokens(options.begin_suppress_tokens, size)
+    if options.allowed_token_ids is not None:
+        yield AllowedTokens(options.allowed_token_ids, size)
+    for function in options.processors:
+        yield FunctionProcessor(function)
+
+
+def _choice(
+    options: GenerationOptions, sampler: Sampler, config: ModelConfig
+) -> tuple[Sampler, list[Processor]]:
+    """What chooses the tokens, and the changes to the logits that belong to that."""
+    sampling = options.sampling
+    values = sampler.get_config()
+    if not sampling:
+        if options.seed is not None and "seed" in values:
+            return type(sampler).from_config({**values, "seed": options.seed}), []
+        return sampler, []
+    if sampler.rows > 1:
+        raise ValueError(
+            f"{' and '.join(sampling)} draw tokens, and {type(sampler).__name__} searches for them: "
+            "set another sampler, or leave them out"
+        )
+    seed = sampler.seed if options.seed is None else options.seed
+    temperature = sampling.pop("temperature", 1.0)
+    if not temperature:
+        return GreedySampler(), []
+    # What a sampler does alone, it does without a pass over all logits.
+    if not sampling:
+        return RandomSampler(seed, temperature), []
+    if sampling.keys() == {"top_k"}:
+        k = min(int(sampling["top_k"]), config.vocabulary_size)
+        return TopKSampler(k=k, seed=seed, temperature=temperature), []
+    if sampling.keys() == {"top_p"}:
+        return TopPSampler(p=sampling["top_p"], seed=seed, temperature=temperature), []
+    makers = {
+        "top_k": TopK,
+        "top_p": TopP,
+        "min_p": MinP,
+        "typical_p": TypicalP,
+        "epsilon_cutoff": EpsilonCutoff,
+        "eta_cutoff": EtaCutoff,
+    }
+    warpers: list[Processor] = [] if temperature == 1 else [Temperature(temperature)]
+    # 0 and 1 cut nothing off, which the warpers do not take.
+    warpers += [
+        make(sampling[name])
+        for name, make in makers.items()
+        if name in sampling and sampling[name] != (1 if name in ("top_p", "typical_p") else 0)
+    ]
+    return RandomSampler(seed), warpers
+
+
+def search_of(samplers: Listed[Sampler], requests: Listed[Request], vocabulary: int) -> Search:
+    """How the tokens of requests are chosen, each by a sampler that may be another one's too."""
+    distinct = {id(sampler): sampler for sampler in samplers}.values()
+    if len(distinct) == 1:
+        return samplers[0].search(requests, vocabulary)
+    for sampler in distinct:
+        sampler.check_vocabulary(vocabulary)
+    return SamplingSearch(samplers, requests, vocabulary)
