@@ -57,7 +57,7 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
     "lengths and ends": (
         _Option("--max-new-tokens", "N", "most tokens of the answer", int),
         _Option("--min-new-tokens", "N", "tokens before which nothing ends it", int),
-        _Option("--stop", "TEXT", "end where this comes up; may be given several times", repeated=True),
+        _Option("--stop", "TEXT", "end where this comes up; repeatable", repeated=True),
         _Option("--stop-token-ids", "IDS", "tokens that end it too, such as 50118,4", _ids),
     ),
     "drawing, in place of a sampler": (
@@ -73,12 +73,8 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
         _Option("--presence-penalty", "X", "of tokens in the answer, -2 to 2", float),
         _Option("--frequency-penalty", "X", "the same for each time, -2 to 2", float),
         _Option("--no-repeat-ngram-size", "N", "no N tokens in a row come twice", int),
-        _Option(
-            "--logit-bias", "ID=X", "add X to a token's logits; several times", _bias, repeated=True
-        ),
-        _Option(
-            "--bad-words-ids", "IDS", "a sequence not to write; several times", _ids, repeated=True
-        ),
+        _Option("--logit-bias", "ID=X", "add X to a token's logits; repeatable", _bias, repeated=True),
+        _Option("--bad-words-ids", "IDS", "a sequence not to write; repeatable", _ids, repeated=True),
         _Option("--suppress-tokens", "IDS", "tokens that are never drawn", _ids),
         _Option("--begin-suppress-tokens", "IDS", "the same, of the first new token", _ids),
         _Option("--allowed-token-ids", "IDS", "the only tokens that are drawn", _ids),
@@ -86,7 +82,7 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
     "structure (needs opt-onnx[structured])": (
         _Option("--json-schema", "FILE", "a JSON Schema that the answer satisfies", _json_or_file),
         _Option("--regex", "PATTERN", "a regular expression that the answer matches"),
-        _Option("--choice", "TEXT", "one of these is the answer; several times", repeated=True),
+        _Option("--choice", "TEXT", "one of these is the answer; repeatable", repeated=True),
         _Option("--grammar", "FILE", "a grammar in Lark's notation", _file),
     ),
     "samples and log-probabilities": (

@@ -66,8 +66,8 @@ class GenerationResult:
         stop_reason: the stop string or the stop token that ended it; `None` where neither did.
         logprobs: of each new token, where `GenerationOptions.logprobs` asked for them.
         prompt_logprobs: of each token of the prompt, the first of which has none: `None`.
-        samples: all texts of the prompt where `GenerationOptions.n` asked for several; the first is this
-            result.
+        samples: all texts of the prompt, where `GenerationOptions.n` asked for several; the first is
+            this result.
     """
 
     text: str | None

@@ -283,15 +283,18 @@ class CausalLM(keras.Model):
         max_length: int | None = None,
         stop_token_ids: Any = "auto",
         strip_prompt: bool = False,
-        **limits: Any,
+        **more: Any,
     ) -> Any:
-        """Generates text; see `runtime.Generator.generate`, which runs the loop and takes `limits`."""
+        """Generates text; see `runtime.Generator.generate`, which runs the loop.
+
+        It also takes what is `more`: `options`, `timeout` and `cancel`.
+        """
         return self._generator().generate(
             inputs,
             max_length=max_length,
             stop_token_ids=stop_token_ids,
             strip_prompt=strip_prompt,
-            **limits,
+            **more,
         )
 
     def generate_results(self, inputs: Any, **options: Any) -> list[GenerationResult]:
