@@ -302,9 +302,7 @@ def _text(name: str, value: Any) -> str | None:
     return value
 
 
-def _texts(name: str, value: Any) -> tuple[str, ...] | None:
-    if value is None:
-        return None
+def _texts(name: str, value: Any) -> tuple[str, ...]:
     texts = (value,) if isinstance(value, str) else _listed(name, value, "strings")
     for text in texts:
         if not isinstance(text, str) or not text:
@@ -318,9 +316,7 @@ def _schema(name: str, value: Any) -> Any:
     raise ValueError(f"{name} must be a JSON Schema as a mapping or as text, got {shown(value)}")
 
 
-def _ids(name: str, value: Any) -> tuple[int, ...] | None:
-    if value is None:
-        return None
+def _ids(name: str, value: Any) -> tuple[int, ...]:
     return tuple(_token_id(name, item) for item in _listed(name, value, "token ids"))
 
 
@@ -410,13 +406,13 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "suppress_tokens": _ids,
     "begin_suppress_tokens": _ids,
     "logit_bias": _biases,
-    "allowed_token_ids": _ids,
+    "allowed_token_ids": lambda name, value: None if value is None else _ids(name, value),
     "processors": _functions,
     "logprobs": _whole(0, MOST_LOG_PROBABILITIES, none=True),
     "prompt_logprobs": _whole(0, MOST_LOG_PROBABILITIES, none=True),
     "json_schema": _schema,
     "regex": _text,
-    "choice": _texts,
+    "choice": lambda name, value: None if value is None else _texts(name, value),
     "grammar": _text,
     "json_object": _flag,
     "n": _whole(1, MOST_SAMPLES),
