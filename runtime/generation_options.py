@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphs.shown import shown
+from runtime.engine.text.stop_strings import read_stops
 from runtime.numbers import read_real, read_whole
 
 LogitsFunction = Callable[[Sequence[int], NDArray[np.float32]], NDArray[np.float32]]
@@ -385,7 +386,7 @@ def _top_k(name: str, value: Any) -> int | None:
 _READERS: dict[str, Callable[[str, Any], Any]] = {
     "max_new_tokens": _whole(0, none=True),
     "min_new_tokens": _whole(0),
-    "stop": _texts,
+    "stop": lambda name, value: read_stops(value, name),
     "include_stop_str_in_output": _flag,
     "stop_token_ids": _ids,
     "ignore_eos": _flag,

@@ -34,12 +34,12 @@ from runtime.inputs import (
     iterate_batches,
     read_batch,
 )
-from runtime.outputs import give_results, give_texts, give_tokens, join
+from runtime.outputs import begin_text, give_results, give_texts, give_tokens, join
 from runtime.results import GenerationResult
 from runtime.samplers import Sampler
 from runtime.scored_texts import read_scored
 from runtime.system.forked_process import check_process
-from runtime.tokenization.tokenizer import StreamDecoder, Tokenizer
+from runtime.tokenization.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from runtime.async_calls import AsyncCalls
@@ -512,9 +512,9 @@ class Generator:
 
     def _stream_text(self, call: Call, strip_prompt: bool) -> Iterator[str]:
         assert self.tokenizer is not None
-        decoder = StreamDecoder(self.tokenizer, skip_special_tokens=True)
         (sequence,) = call.sequences
-        if not strip_prompt and (piece := _push(decoder, sequence.request.prompt)):
+        text = begin_text(sequence.request, self.tokenizer, strip_prompt)
+        if piece := text.take():
             yield piece
         given, token_ids = 0, sequence.token_ids
         try:
@@ -524,14 +524,15 @@ class Generator:
                 self._turns.run(functools.partial(_has_more, call, given))
                 if len(token_ids) == given:
                     break
-                piece = decoder.push(token_ids[given])
+                text.push(token_ids[given])
                 given += 1
-                if piece:
+                if piece := text.take():
                     yield piece
         finally:
             self._turns.leave(call)
         call.check_complete()
-        if piece := decoder.finish():
+        text.finish()
+        if piece := text.take():
             yield piece
 
     def _arguments(
@@ -586,7 +587,3 @@ def _reopen(cls: type[Generator], source: BundleSource, sampler: Sampler, max_le
 def _has_more(call: Call, given: int) -> bool:
     """Whether a call of one sequence has more tokens than were given out, or no more to come."""
     return len(call.sequences[0].token_ids) > given or call.ended
-
-
-def _push(decoder: StreamDecoder, token_ids: Sequence[int]) -> str:
-    return "".join(decoder.push(token) for token in token_ids)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.engine.call import Call
+from runtime.engine.request import Request
+from runtime.engine.sequence import Hypothesis
 from runtime.engine.sequence import Sequence as Row
+from runtime.engine.text.answer_text import AnswerText
 from runtime.inputs import PADDING_MASK, TOKEN_IDS, TokenBatch
+from runtime.log_probabilities import log_probabilities
 from runtime.results import Beam, GenerationResult
 from runtime.tokenization.tokenizer import Tokenizer
 
@@ -18,43 +24,95 @@ SCORES = "scores"
 
 
 def give_results(call: Call, tokenizer: Tokenizer | None, strip_prompt: bool) -> list[GenerationResult]:
-    """The outcome of each row, with texts where there is a tokenizer."""
+    """The outcome of each prompt, with texts where there is a tokenizer."""
+    texts: list[list[GenerationResult]] = []
+    for row in call.sequences:
+        if not row.request.sample:
+            texts.append([])
+        texts[-1].append(_result(row, tokenizer, strip_prompt))
+    kept = [row.request.kept_samples for row in call.sequences if not row.request.sample]
+    return [_chosen(found, count) for found, count in zip(texts, kept, strict=True)]
 
-    def text(row: Row, answer: Sequence[int]) -> str | None:
-        if tokenizer is None:
-            return None
-        prompt = () if strip_prompt else row.request.prompt
-        return tokenizer.decode([*prompt, *answer], skip_special_tokens=True)
 
-    def beams(row: Row) -> tuple[Beam, ...] | None:
-        if row.hypotheses is None:
-            return None
-        return tuple(
-            Beam(text(row, h.token_ids), h.token_ids, h.score, h.finish_reason) for h in row.hypotheses
-        )
+def begin_text(request: Request, tokenizer: Tokenizer, strip_prompt: bool) -> AnswerText:
+    """The text of a request that has no new token yet: its prompt, or nothing."""
+    prompt = () if strip_prompt else request.prompt
+    if request.text_ends is None:
+        return AnswerText(tokenizer, prompt=prompt)
+    return request.text_ends.begin(prompt)
 
-    return [
-        GenerationResult(
-            text=text(row, row.token_ids),
-            prompt_token_ids=row.request.prompt,
-            token_ids=tuple(row.token_ids),
-            finish_reason=row.finish_reason or "length",
-            prefill_seconds=row.read_seconds,
-            decode_seconds=row.decode_seconds,
-            beams=beams(row),
-            cached_prompt_tokens=row.cached_prompt_tokens,
-        )
-        for row in call.sequences
-    ]
+
+def _result(row: Row, tokenizer: Tokenizer | None, strip_prompt: bool) -> GenerationResult:
+    """The outcome of one sequence."""
+    text = None if tokenizer is None else _whole_text(row, row.token_ids, tokenizer, strip_prompt)
+    beams = None
+    if row.hypotheses is not None:
+        beams = tuple(_beam(row, found, tokenizer, strip_prompt) for found in row.hypotheses)
+    logprobs, prompt_logprobs = log_probabilities(row, tokenizer, text, strip_prompt)
+    return GenerationResult(
+        text=None if text is None else text.text,
+        prompt_token_ids=row.request.prompt,
+        token_ids=tuple(row.token_ids),
+        finish_reason=row.finish_reason or "length",
+        prefill_seconds=row.read_seconds,
+        decode_seconds=row.decode_seconds,
+        beams=beams,
+        cached_prompt_tokens=row.cached_prompt_tokens,
+        stop_reason=_stop_reason(row, text),
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+    )
+
+
+def _whole_text(
+    row: Row, answer: Sequence[int], tokenizer: Tokenizer, strip_prompt: bool
+) -> AnswerText:
+    """The text of a sequence with these new tokens, which ends as it did while they came."""
+    text = begin_text(row.request, tokenizer, strip_prompt)
+    for token_id in answer:
+        text.push(token_id)
+    text.finish()
+    return text
+
+
+def _stop_reason(row: Row, text: AnswerText | None) -> int | str | None:
+    """The stop string or the token that ended a sequence."""
+    if text is not None and text.match is not None:
+        return text.match.stop
+    last = row.token_ids[-1] if row.token_ids else None
+    return last if row.finish_reason == "stop" and last in row.request.stop_token_ids else None
+
+
+def _beam(row: Row, found: Hypothesis, tokenizer: Tokenizer | None, strip_prompt: bool) -> Beam:
+    text = None
+    if tokenizer is not None:
+        text = _whole_text(row, found.token_ids, tokenizer, strip_prompt).text
+    return Beam(text, found.token_ids, found.score, found.finish_reason)
+
+
+def _chosen(texts: Sequence[GenerationResult], count: int) -> GenerationResult:
+    """The best of a prompt's texts, by the mean log-probability of a token where there are more."""
+    if len(texts) > count:
+        texts = sorted(texts, key=_mean_log_probability, reverse=True)[:count]
+    return texts[0] if len(texts) == 1 else replace(texts[0], samples=tuple(texts))
+
+
+def _mean_log_probability(result: GenerationResult) -> float:
+    found = [token.log_probability for token in result.logprobs or ()]
+    return math.fsum(found) / len(found) if found else 0.0
 
 
 def give_texts(results: Sequence[GenerationResult], single: bool) -> Any:
     """Texts of a batch of strings; with all beams `(lists of texts, scores [batch, num_beams])`.
 
+    Where several texts of a prompt were asked for, a list of them stands in the place of each string.
     `single` takes the first of each: for one string that was given without a list around it.
     """
     if results[0].beams is None:
-        texts = [result.text for result in results]
+        texts = [
+            result.text if result.samples is None else [sample.text for sample in result.samples]
+            for result in results
+        ]
         return texts[0] if single else texts
     beams = [result.beams or () for result in results]
     texts_of = [[beam.text for beam in row] for row in beams]

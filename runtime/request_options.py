@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Listed
 from dataclasses import dataclass, replace
 
 from graphs.contract import ModelConfig
+from graphs.shown import shown
 from runtime.engine.processors.allowed_tokens import AllowedTokens
 from runtime.engine.processors.bad_words import BadWords
 from runtime.engine.processors.begin_suppress_tokens import BeginSuppressTokens
@@ -31,6 +32,8 @@ from runtime.engine.processors.typical_p import TypicalP
 from runtime.engine.request import Request
 from runtime.engine.search.sampling import SamplingSearch
 from runtime.engine.search.search import Search
+from runtime.engine.text.stop_strings import StopStrings
+from runtime.engine.text.text_ends import TextEnds
 from runtime.generation_options import GenerationOptions
 from runtime.samplers import GreedySampler, RandomSampler, Sampler, TopKSampler, TopPSampler
 from runtime.tokenization.tokenizer import Tokenizer
@@ -111,12 +114,25 @@ def request_options(
         prompt=(),
         max_length=0,
         stop_token_ids=ends,
+        text_ends=_text_ends(options, tokenizer),
         processor=Chain(processors) if processors else None,
         logprobs=0 if ranked and options.logprobs is None else options.logprobs,
         prompt_logprobs=options.prompt_logprobs,
         kept_samples=options.n,
     )
     return RequestOptions(options, chosen, base)
+
+
+def _text_ends(options: GenerationOptions, tokenizer: Tokenizer | None) -> TextEnds | None:
+    if not options.stop:
+        return None
+    if tokenizer is None:
+        raise ValueError(
+            f"stop={shown(options.stop)} is looked for in text, and this model has no tokenizer: give "
+            "stop_token_ids"
+        )
+    stops = StopStrings(options.stop, include=options.include_stop_str_in_output)
+    return TextEnds(tokenizer, stops, options.min_new_tokens)
 
 
 def _processors(
@@ -178,7 +194,7 @@ def _choice(
         return TopKSampler(k=k, seed=seed, temperature=temperature), []
     if sampling.keys() == {"top_p"}:
         return TopPSampler(p=sampling["top_p"], seed=seed, temperature=temperature), []
-    makers = {
+    makers: dict[str, Callable[[float], Processor]] = {
         "top_k": TopK,
         "top_p": TopP,
         "min_p": MinP,

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.engine.processors.processor import Processor
+from runtime.engine.text.text_ends import TextEnds
 from runtime.results import FinishReason
 
 
@@ -20,6 +21,7 @@ class Request:
         prompt: token ids, at least one.
         max_length: tokens of prompt and answer together.
         stop_token_ids: tokens that end the text when drawn.
+        text_ends: what ends the text beside tokens; `None` where nothing does.
         processor: changes the logits before a token is chosen by them.
         logprobs: of how many of the best tokens log-probabilities are kept beside the chosen one's;
             `None` keeps none.
@@ -31,6 +33,7 @@ class Request:
     prompt: tuple[int, ...]
     max_length: int
     stop_token_ids: frozenset[int] = frozenset()
+    text_ends: TextEnds | None = None
     processor: Processor | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
@@ -48,8 +51,18 @@ class Request:
             token_ids = [*self.prompt, *new_token_ids]
             self.processor.process(token_ids, len(self.prompt), logits)
 
+    def ended(self, token_ids: Sequence[int]) -> FinishReason | None:
+        """Why a text with these new tokens has ended, by a stop string too; decodes all of them."""
+        if self.text_ends is not None:
+            text = self.text_ends.begin()
+            for token_id in token_ids:
+                text.push(token_id)
+            if text.match is not None:
+                return "stop"
+        return self.finish_reason(token_ids)
+
     def finish_reason(self, token_ids: Sequence[int]) -> FinishReason | None:
-        """Why a text with these new tokens has ended, `None` if it goes on."""
+        """Why a text with these new tokens has ended, `None` if it goes on or a stop string ends it."""
         if token_ids and token_ids[-1] in self.stop_token_ids:
             return "stop"
         return "length" if len(self.prompt) + len(token_ids) >= self.max_length else None

@@ -51,6 +51,7 @@ class Sequence:
 
     Attributes:
         token_ids: new tokens that are certain.
+        text: of the new tokens, where stop strings are looked for in it.
         finish_reason: why it ended, `None` while it goes on.
         hypotheses: all beams, best first, after a search that was asked for them.
         log_probabilities: of each new token, where they are asked for.
@@ -81,6 +82,7 @@ class Sequence:
         "request",
         "rows",
         "state",
+        "text",
         "token_ids",
     )
 
@@ -89,6 +91,7 @@ class Sequence:
         self.index = index
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = request.finish_reason(())
+        self.text = None if request.text_ends is None else request.text_ends.begin()
         self.hypotheses: tuple[Hypothesis, ...] | None = None
         self.log_probabilities: list[LogProbabilities] = []
         self.prompt_log_probabilities: list[LogProbabilities] = []
@@ -112,3 +115,7 @@ class Sequence:
         """Takes a token that is certain."""
         self.token_ids.append(token_id)
         self.finish_reason = self.request.finish_reason(self.token_ids)
+        if self.text is not None:
+            self.text.push(token_id)
+            if self.text.match is not None:
+                self.finish_reason = "stop"

@@ -123,7 +123,7 @@ class Beams:
             found = continuations(logits, scores, self._num_beams, temperature)
         for score, parent, token_id in found:
             token_ids = (*live[parent].token_ids, token_id)
-            reason = self._request.finish_reason(token_ids)
+            reason = self._request.ended(token_ids)
             beams.append(_Beam(token_ids, score, live[parent].slot, reason))
         beams.sort(key=lambda beam: -beam.score)
         self.beams = self._place(beams[: self._num_beams])
