@@ -53,6 +53,10 @@ class LogitsError(RuntimeError):
     """The model gave logits that are no finite numbers, by which no token can be chosen."""
 
 
+class StructuredOutputError(RuntimeError):
+    """A text cannot go on as its description wants it: nothing may follow, or that takes too much."""
+
+
 class GenerationTimeoutError(TimeoutError):
     """The time limit of a call was reached before its texts were complete."""
 

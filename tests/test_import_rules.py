@@ -13,6 +13,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 PACKAGES = ("bench", "exporter", "graphs", "runtime", "tests")
 USERS_OF_ONNXRUNTIME = ["runtime/onnx_runtime.py"]
+USERS_OF_LLGUIDANCE = ["runtime/structured/library.py"]
 LIGHT = (
     "contract",
     "manifest",
@@ -73,6 +74,8 @@ def test_runtime_imports_what_serving_needs(module: str) -> None:
     allowed = ["numpy", "tokenizers", "runtime", *LIGHT_MODULES]
     if module in USERS_OF_ONNXRUNTIME:
         allowed.append("onnxruntime")
+    if module in USERS_OF_LLGUIDANCE:
+        allowed.append("llguidance")
     found = set(imports(REPOSITORY / module))
     assert [n for n in sorted(found) if not is_standard(n) and not is_within(n, *allowed)] == []
 
@@ -80,6 +83,13 @@ def test_runtime_imports_what_serving_needs(module: str) -> None:
 def test_which_files_import_onnxruntime() -> None:
     users = [m for m in names("runtime") if is_importing(m, "onnxruntime")]
     assert users == USERS_OF_ONNXRUNTIME
+
+
+def test_llguidance_is_imported_when_a_grammar_is_compiled() -> None:
+    users = [m for m in names(*PACKAGES) if is_importing(m, "llguidance")]
+    assert users == USERS_OF_LLGUIDANCE
+    tree = ast.parse((REPOSITORY / users[0]).read_text("utf-8"))
+    assert not any("llguidance" in ast.unparse(node) for node in tree.body if isinstance(node, ast.Import))
 
 
 def is_importing(module: str, package: str) -> bool:
