@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -54,6 +54,7 @@ def generation_call(
     config: ModelConfig,
     tokenizer: Tokenizer | None,
     end_token_ids: Sequence[int] | None,
+    compile_structure: Callable[[Mapping[str, Any]], Any],
 ) -> Call:
     """A call over a batch of prompts; one that has been cut where the limits end it meanwhile.
 
@@ -63,6 +64,7 @@ def generation_call(
         config: sizes of the model.
         tokenizer: turns text into tokens.
         end_token_ids: what ends the model's texts; by default the tokenizer's end token.
+        compile_structure: see `runtime.request_options`.
 
     Raises:
         ValueError: see `runtime.Generator.generate`.
@@ -93,7 +95,9 @@ def generation_call(
         search = arguments.sampler.search(requests, config.vocabulary_size)
         call = Call(requests, search, arguments.limits)
     else:
-        call = _call_with_options(prompts, limit, usual, stops, arguments, config, tokenizer)
+        call = _call_with_options(
+            prompts, limit, usual, stops, arguments, config, tokenizer, compile_structure
+        )
     if cut is not None:
         call.cut(cut)
     return call
@@ -107,6 +111,7 @@ def _call_with_options(
     arguments: GenerationArguments,
     config: ModelConfig,
     tokenizer: Tokenizer | None,
+    compile_structure: Callable[[Mapping[str, Any]], Any],
 ) -> Call:
     # Who has no options does not wait for these to be imported.
     from runtime.generation_options import read_options
@@ -119,7 +124,9 @@ def _call_with_options(
     for prompt, own in zip(prompts, options, strict=True):
         brought = made.get(id(own))
         if brought is None:
-            brought = request_options(own, arguments.sampler, stops, config, tokenizer)
+            brought = request_options(
+                own, arguments.sampler, stops, config, tokenizer, compile_structure
+            )
             made[id(own)] = brought
         # Who says how many new tokens there may be does not mean the usual length as well.
         texts = brought.requests(prompt, usual if own.max_new_tokens is None else limit)

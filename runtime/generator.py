@@ -44,6 +44,7 @@ from runtime.tokenization.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from runtime.async_calls import AsyncCalls
     from runtime.generation_options import GenerationOptions
+    from runtime.structured.grammar import Grammar, GrammarCompiler
 
     Options = GenerationOptions | Sequence[GenerationOptions] | None
 
@@ -119,6 +120,7 @@ class Generator:
         self._engine = Engine(decoder, max_cache_bytes, max_prefix_bytes)
         self._turns = Turns(self._engine)
         self._async_calls: AsyncCalls | None = None
+        self._grammars: GrammarCompiler | None = None
         self._process = os.getpid()
         self._source: BundleSource | None = None
         self.tokenizer = tokenizer
@@ -573,7 +575,24 @@ class Generator:
 
     def _prepare(self, batch: Batch, arguments: GenerationArguments) -> Call:
         check_process(self._process)
-        return generation_call(batch, arguments, self.config, self.tokenizer, self.end_token_ids)
+        return generation_call(
+            batch,
+            arguments,
+            self.config,
+            self.tokenizer,
+            self.end_token_ids,
+            self._compile_structure,
+        )
+
+    def _compile_structure(self, structure: Mapping[str, Any]) -> Grammar:
+        from runtime.structured.description import StructuredOutput
+        from runtime.structured.grammar import GrammarCompiler
+
+        if self.tokenizer is None:
+            raise ValueError(f"{' '.join(structure)} is about text, and this model has no tokenizer")
+        if self._grammars is None:
+            self._grammars = GrammarCompiler(self.tokenizer, self.config.vocabulary_size)
+        return self._grammars.compile(StructuredOutput(**structure))
 
 
 def _reopen(cls: type[Generator], source: BundleSource, sampler: Sampler, max_length: int) -> Generator:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Listed
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from graphs.contract import ModelConfig
 from graphs.shown import shown
@@ -38,6 +39,9 @@ from runtime.generation_options import GenerationOptions
 from runtime.samplers import GreedySampler, RandomSampler, Sampler, TopKSampler, TopPSampler
 from runtime.tokenization.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from runtime.structured.grammar import Grammar
+
 
 @dataclass(frozen=True)
 class RequestOptions:
@@ -47,11 +51,15 @@ class RequestOptions:
         options: as they were given.
         sampler: chooses the tokens.
         base: a request with all that does not depend on the prompt.
+        processors: change the logits before a structure does, and after it.
+        grammar: the structure of the texts, if they have one.
     """
 
     options: GenerationOptions
     sampler: Sampler
     base: Request
+    processors: tuple[list[Processor], list[Processor]]
+    grammar: Grammar | None
 
     def requests(self, prompt: tuple[int, ...], max_length: int) -> list[Request]:
         """A request for each text that is written of a prompt.
@@ -63,11 +71,29 @@ class RequestOptions:
         options = self.options
         if options.max_new_tokens is not None:
             max_length = min(max_length, len(prompt) + options.max_new_tokens)
-        first = replace(self.base, prompt=prompt, max_length=max_length)
-        # The prompt is the same for all, so one tells of its tokens.
-        further = replace(first, prompt_logprobs=None)
-        count = options.best_of or options.n
-        return [first, *(replace(further, sample=i) for i in range(1, count))]
+        return [
+            self._request(prompt, max_length, sample) for sample in range(options.best_of or options.n)
+        ]
+
+    def _request(self, prompt: tuple[int, ...], max_length: int, sample: int) -> Request:
+        request = replace(
+            self.base,
+            prompt=prompt,
+            max_length=max_length,
+            sample=sample,
+            # The prompt is the same for all samples, so one tells of its tokens.
+            prompt_logprobs=None if sample else self.options.prompt_logprobs,
+        )
+        before, after = self.processors
+        if self.grammar is None:
+            processors = [*before, *after]
+            return replace(request, processor=Chain(processors)) if processors else request
+        from runtime.structured.constraint import GrammarConstraint
+
+        # Each text is followed by one of its own.
+        constraint = GrammarConstraint(self.grammar, request.stop_token_ids)
+        chain = Chain([*before, constraint, *after])
+        return replace(request, processor=chain, is_complete=constraint.is_complete)
 
 
 def request_options(
@@ -76,6 +102,7 @@ def request_options(
     end_token_ids: frozenset[int],
     config: ModelConfig,
     tokenizer: Tokenizer | None,
+    compile_structure: Callable[[Mapping[str, Any]], Grammar],
 ) -> RequestOptions:
     """Brings options to a model.
 
@@ -85,8 +112,10 @@ def request_options(
         end_token_ids: what ends the model's texts.
         config: sizes of the model.
         tokenizer: turns tokens into text.
+        compile_structure: makes a grammar of the option that gives texts a structure, by its name.
 
     Raises:
+        ImportError: if a structure is asked for and the extra `structured` is not installed.
         ValueError: if they do not fit the model, its tokenizer or the sampler.
     """
     size = config.vocabulary_size
@@ -108,19 +137,20 @@ def request_options(
         )
     ends = frozenset(options.stop_token_ids) | (frozenset() if options.ignore_eos else end_token_ids)
     chosen, warpers = _choice(options, sampler, config)
-    processors = [*_processors(options, ends, config), *warpers]
+    functions: list[Processor] = [FunctionProcessor(function) for function in options.processors]
+    processors = [*_processors(options, ends, config)], [*functions, *warpers]
     ranked = options.best_of is not None and options.best_of > options.n
     base = Request(
         prompt=(),
         max_length=0,
         stop_token_ids=ends,
         text_ends=_text_ends(options, tokenizer),
-        processor=Chain(processors) if processors else None,
         logprobs=0 if ranked and options.logprobs is None else options.logprobs,
-        prompt_logprobs=options.prompt_logprobs,
         kept_samples=options.n,
     )
-    return RequestOptions(options, chosen, base)
+    structure = options.structure
+    grammar = compile_structure(structure) if structure else None
+    return RequestOptions(options, chosen, base, processors, grammar)
 
 
 def _text_ends(options: GenerationOptions, tokenizer: Tokenizer | None) -> TextEnds | None:
@@ -163,8 +193,6 @@ def _processors(
         yield BeginSuppressTokens(options.begin_suppress_tokens, size)
     if options.allowed_token_ids is not None:
         yield AllowedTokens(options.allowed_token_ids, size)
-    for function in options.processors:
-        yield FunctionProcessor(function)
 
 
 def _choice(
@@ -204,11 +232,9 @@ def _choice(
     }
     warpers: list[Processor] = [] if temperature == 1 else [Temperature(temperature)]
     # 0 and 1 cut nothing off, which the warpers do not take.
-    warpers += [
-        make(sampling[name])
-        for name, make in makers.items()
-        if name in sampling and sampling[name] != (1 if name in ("top_p", "typical_p") else 0)
-    ]
+    for name, make in makers.items():
+        if name in sampling and sampling[name] != (1 if name in ("top_p", "typical_p") else 0):
+            warpers.append(make(sampling[name]))
     return RandomSampler(seed), warpers
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ class Request:
         stop_token_ids: tokens that end the text when drawn.
         text_ends: what ends the text beside tokens; `None` where nothing does.
         processor: changes the logits before a token is chosen by them.
+        is_complete: whether nothing can follow some new tokens; `None` where something always can.
         logprobs: of how many of the best tokens log-probabilities are kept beside the chosen one's;
             `None` keeps none.
         prompt_logprobs: the same for the prompt.
@@ -35,6 +36,7 @@ class Request:
     stop_token_ids: frozenset[int] = frozenset()
     text_ends: TextEnds | None = None
     processor: Processor | None = None
+    is_complete: Callable[[Sequence[int]], bool] | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     sample: int = 0
@@ -64,5 +66,7 @@ class Request:
     def finish_reason(self, token_ids: Sequence[int]) -> FinishReason | None:
         """Why a text with these new tokens has ended, `None` if it goes on or a stop string ends it."""
         if token_ids and token_ids[-1] in self.stop_token_ids:
+            return "stop"
+        if token_ids and self.is_complete is not None and self.is_complete(token_ids):
             return "stop"
         return "length" if len(self.prompt) + len(token_ids) >= self.max_length else None

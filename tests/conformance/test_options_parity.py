@@ -34,7 +34,7 @@ CASES = {
     "no_repeat_ngram_size 1": {"no_repeat_ngram_size": 1},
     "no_repeat_ngram_size 2": {"no_repeat_ngram_size": 2},
     "bad_words_ids": {"bad_words_ids": [[269], [80, 80], [10, 10, 80], [29, 29, 29]]},
-    "suppress_tokens": {"suppress_tokens": [*range(100, 200)]},
+    "suppress_tokens": {"suppress_tokens": [10, 29, 259, 269]},
     "begin_suppress_tokens": {"begin_suppress_tokens": [*range(0, 250)]},
     "sequence_bias": {"sequence_bias": [[[7], 3.5], [[11, 12], -2.0], [[99], -8.0]]},
     "min_new_tokens": {"min_new_tokens": 6},

@@ -16,7 +16,7 @@ REFUSED = {
     "best_of=2 must be at least n=3": {"n": 3, "best_of": 2},
     "regex and choice are two structures": {"regex": "a+", "choice": ["a"]},
     "json_schema and json_object are two": {"json_schema": {}, "json_object": True},
-    "stop must be strings that are not empty, got ''": {"stop": ["a", ""]},
+    "strings in stop must have 1 to 256 characters, got ''": {"stop": ["a", ""]},
     "choice must be strings that are not empty": {"choice": [""]},
     "regex must be a text that is not empty": {"regex": ""},
     "bad_words_ids must be lists of token ids that are not empty": {"bad_words_ids": [[]]},

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 TokenIds = Sequence[int] | NDArray[np.int64]
 
 
-class Processor(ABC):
+class Processor(Protocol):
     """Changes the logits of a next token, by the tokens before it.
 
     A processor keeps nothing from one call to the next: beams call it with different token ids in any
