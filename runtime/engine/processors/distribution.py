@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-_FAR = np.float32(-1000)  # its exponential is 0, and 0 times it is 0, unlike minus infinity
+_FAR = np.float32(-87)
 
 
 def largest_logit(logits: NDArray[np.float32]) -> np.float32:
@@ -26,6 +26,19 @@ def largest_logit(logits: NDArray[np.float32]) -> np.float32:
     return largest
 
 
+def differences_of(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """How far the logits [vocabulary] are from the largest, from 0 to -87, where it ends.
+
+    So their exponentials are normal numbers: with others, as of -90, arithmetic is many times slower.
+
+    Raises:
+        ValueError: as `largest_logit`.
+    """
+    differences = logits - largest_logit(logits)
+    np.maximum(differences, _FAR, out=differences)
+    return differences
+
+
 def mean_difference(
     differences: NDArray[np.float32], weights: NDArray[np.float32], total: float
 ) -> float:
@@ -34,10 +47,9 @@ def mean_difference(
     The entropy is the logarithm of the total less this.
 
     Args:
-        differences: [vocabulary], logits less the largest; overwritten.
+        differences: [vocabulary], from the largest logit; overwritten.
         weights: [vocabulary], the exponentials of these.
         total: sum of the weights.
     """
-    np.maximum(differences, _FAR, out=differences)
     differences *= weights
     return float(differences.sum()) / total

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.engine.processors.arguments import check_inner_share
-from runtime.engine.processors.distribution import largest_logit
+from runtime.engine.processors.distribution import differences_of
 from runtime.engine.processors.kept import keep_probable
 from runtime.engine.processors.processor import Processor, TokenIds
 
@@ -29,5 +29,5 @@ class EpsilonCutoff(Processor):
 
     def process(self, token_ids: TokenIds, prompt_length: int, logits: NDArray[np.float32]) -> None:
         """Excludes the others."""
-        weights = np.exp(logits - largest_logit(logits))
+        weights = np.exp(differences_of(logits))
         keep_probable(logits, weights, self._epsilon * float(weights.sum()))

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.engine.processors.arguments import check_inner_share
-from runtime.engine.processors.distribution import largest_logit, mean_difference
+from runtime.engine.processors.distribution import differences_of, mean_difference
 from runtime.engine.processors.kept import keep_probable
 from runtime.engine.processors.processor import Processor, TokenIds
 
@@ -32,7 +32,7 @@ class EtaCutoff(Processor):
 
     def process(self, token_ids: TokenIds, prompt_length: int, logits: NDArray[np.float32]) -> None:
         """Excludes the others."""
-        differences = logits - largest_logit(logits)
+        differences = differences_of(logits)
         weights = np.exp(differences)
         total = float(weights.sum())
         entropy = math.log(total) - mean_difference(differences, weights, total)

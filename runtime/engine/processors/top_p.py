@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.engine.processors.distribution import largest_logit
+from runtime.engine.processors.distribution import differences_of
 from runtime.engine.processors.kept import keep_only
 from runtime.engine.processors.processor import Processor, TokenIds
 from runtime.numbers import share
@@ -38,15 +38,14 @@ class TopP(Processor):
         """Excludes the others."""
         if self._rest == 0:
             return
-        largest = largest_logit(logits)
-        weights = np.exp(logits - largest)
+        weights = np.exp(differences_of(logits))
         # All weights below this sum up to less than the rest, so only the others need to be sorted.
         floor = _BELOW_ONE * self._rest * float(weights.sum()) / len(weights)
         ids = (weights >= floor).nonzero()[0]
         weights[ids] = 0
         values = logits[ids]
         rising = np.sort(values)
-        sums = np.exp(rising - largest).cumsum(dtype=np.float64) + float(weights.sum())
+        sums = np.exp(rising - rising[-1]).cumsum(dtype=np.float64) + float(weights.sum())
         excluded = (sums / sums[-1]).astype(np.float32) <= np.float32(self._rest)
         first = min(int(np.count_nonzero(excluded)), len(ids) - 1)
         edge = rising[first]

@@ -6,11 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.engine.processors.arguments import check_inner_share
-from runtime.engine.processors.distribution import largest_logit, mean_difference
+from runtime.engine.processors.distribution import differences_of, mean_difference
 from runtime.engine.processors.kept import keep_only
 from runtime.engine.processors.processor import Processor, TokenIds
 
-_RADII = (1.0, 2.0, 4.0, 8.0, np.inf)  # in nats
+_RADII = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, np.inf)  # in nats
+_BELOW_ONE = 0.99  # by more than sums in float32 are wrong
 
 
 class TypicalP(Processor):
@@ -34,15 +35,16 @@ class TypicalP(Processor):
 
     def process(self, token_ids: TokenIds, prompt_length: int, logits: NDArray[np.float32]) -> None:
         """Excludes the others."""
-        largest = largest_logit(logits)
-        differences = logits - largest
+        differences = differences_of(logits)
         weights = np.exp(differences)
         total = float(weights.sum())
         # A token's surprise less the entropy is the mean logit less its own.
-        mean = largest + np.float32(mean_difference(differences, weights, total))
+        mean = logits.max() + np.float32(mean_difference(differences, weights, total))
         distances = np.abs(logits - mean)
         for radius in _RADII:  # in which the mass is most often: sorting all would take long
             ids = (distances <= radius).nonzero()[0]
+            if float(weights[ids].sum()) < _BELOW_ONE * self._mass * total:
+                continue
             near = distances[ids]
             order = near.argsort()
             sums = (weights[ids[order]].cumsum(dtype=np.float64) / total).astype(np.float32)
