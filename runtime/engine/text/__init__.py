@@ -1,0 +1,1 @@
+"""Tokens to text while they come: whole characters, stop strings, offsets."""
