@@ -104,7 +104,8 @@ class Tokenizer:
 
     def _set_pipeline(self, pipeline: Pipeline | None) -> None:
         self._loaded = pipeline
-        self.__dict__.pop("_token_of", None)
+        for name in ("_token_of", "_bytes_of"):
+            self.__dict__.pop(name, None)
 
     @property
     def _pipeline(self) -> Pipeline:
@@ -120,6 +121,10 @@ class Tokenizer:
     @cached_property
     def _token_of(self) -> dict[int, str]:
         return {i: token for token, i in self.vocabulary.items()}
+
+    @cached_property
+    def _bytes_of(self) -> dict[int, bytes]:
+        return {}  # of the tokens that were asked for
 
     @property
     def is_plain(self) -> bool:
@@ -280,7 +285,15 @@ class Tokenizer:
 
         OPT's embedding has a few more rows than its vocabulary has tokens: those stand for nothing.
         """
-        token = self._token_of.get(int(token_id), "")
+        data = self._bytes_of.get(token_id)
+        if data is None:
+            token = self._token_of.get(int(token_id))
+            if token is None:
+                return b""
+            data = self._bytes_of[int(token_id)] = self._bytes(token, token_id)
+        return data
+
+    def _bytes(self, token: str, token_id: int) -> bytes:
         if token_id in self._pipeline.spelled:
             return token.encode()
         try:
@@ -290,8 +303,8 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = False) -> str:
         """Text of token ids; bytes that are not UTF-8 become U+FFFD."""
-        decoder = StreamDecoder(self, skip_special_tokens=skip_special_tokens)
-        return "".join([*map(decoder.push, ids), decoder.finish()])
+        skipped = frozenset(self.special_token_ids if skip_special_tokens else ())
+        return b"".join(self.token_bytes(i) for i in ids if i not in skipped).decode(errors="replace")
 
 
 class StreamDecoder:
