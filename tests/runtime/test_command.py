@@ -90,6 +90,7 @@ Native.__module__ = "onnxruntime.capi.onnxruntime_pybind11_state"
         (Native("Failed\n  to run"), "Failed to run"),
         (Native("Status: std::bad_alloc"), "memory ran out (Status: std::bad_alloc): give"),
         (ValueError("a\x1b[31m\x07b\udce9"), "a\\x1b[31m\\x07b\\udce9"),
+        (ValueError("a\x9b31m\x85\x7f\xa0é"), "a\\x9b31m\\x85\\x7f\xa0é"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
