@@ -507,6 +507,7 @@ class Generator:
         self._prepare(batch, self._arguments(max_length, stop_token_ids, timeout, None, options))
 
     def _calls_of_loop(self) -> AsyncCalls:
+        check_process(self._process)  # a forked one has the pool without its threads, and would wait
         # asyncio takes tens of milliseconds of a start that may not need it.
         from runtime.async_calls import AsyncCalls
 

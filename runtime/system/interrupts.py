@@ -109,9 +109,9 @@ class Watch:
         return self.exit_code
 
     def __enter__(self) -> Watch:
-        self._stderr = os.dup(2)  # the process may send its own elsewhere for a while
         if threading.current_thread() is not threading.main_thread():
             return self
+        self._stderr = os.dup(2)  # the process may send its own elsewhere for a while
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._thread = threading.Thread(target=self._watch, name="interrupts", daemon=True)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from runtime import GenerationCancelledError, GenerationTimeoutError, Generator
+from runtime.async_calls import AsyncCalls, TaskCancelled
 from runtime.samplers import RandomSampler
 
 TEXTS = ["the", "a quick", "the king ate in the inn", ""]
@@ -91,6 +94,26 @@ def test_a_stream_that_is_left_ends_its_call(seeded: Generator) -> None:
     pieces = asyncio.run(main())
     assert pieces == list(seeded.stream("the", max_length=60, stop_token_ids=None))[:3]
     wait_until_idle(seeded)
+
+
+def test_what_makes_the_pieces_is_told_that_nobody_wants_more() -> None:
+    """A stream that is long would else be computed to its end."""
+    told: queue.Queue[bool] = queue.Queue()
+
+    def start(left: TaskCancelled) -> Iterator[str]:
+        deadline = time.monotonic() + 2
+        while not left.is_set() and time.monotonic() < deadline:
+            yield "piece"
+            time.sleep(0.001)
+        told.put(left.is_set())
+
+    async def main() -> None:
+        stream = AsyncCalls().stream(start, None)
+        assert await anext(stream) == "piece"
+        await stream.aclose()
+        assert await asyncio.to_thread(told.get, timeout=10)  # not because the loop is closed
+
+    asyncio.run(main())
 
 
 def test_limits_and_errors_come_as_from_generate(seeded: Generator) -> None:

@@ -16,10 +16,10 @@ import pytest
 from graphs.contract import Phase
 from runtime import BundleError, Generator, session_opener
 from runtime import bundle as bundle_module
-from runtime.bundle import Bundle, BundleReplacedError, load_bundle
+from runtime.bundle import Bundle, BundleReplacedError, load_bundle, open_bundle
 from runtime.generation_options import GenerationOptions
 from runtime.session import SessionDecoder
-from tests.runtime.toy import HIDDEN, approve, edit_manifest, flip_byte
+from tests.runtime.toy import DEFAULT_LENGTH, HIDDEN, approve, edit_manifest, flip_byte
 
 FILES = ["prefill.onnx", "decode.onnx", "weights.bin", "vocabulary.json", "merges.txt"]
 
@@ -429,6 +429,22 @@ def test_a_bundle_that_is_loaded_anew_is_verified_too(
     with pytest.raises(BundleError, match=r"weights\.bin was altered: its SHA-256 is another"):
         Generator.from_bundle(toy_bundle_copy, device="cpu", threads=1, verify=True)
     assert not other.exists()
+
+
+def test_what_does_not_open_may_be_half_of_another_bundle(toy_bundle_copy: Path) -> None:
+    """The error is about files that belong to no one manifest."""
+    lengths = []
+
+    def open_model(found: Bundle) -> str:
+        lengths.append(found.manifest.generation.max_length)
+        if len(lengths) == 1:
+            edit_manifest(toy_bundle_copy, lambda v: v["generation"].update(max_length=20))
+            raise BundleError("ONNX Runtime cannot load it")
+        return "opened"
+
+    loaded, opened = open_bundle(toy_bundle_copy, open_model)
+    assert (loaded.manifest.generation.max_length, opened) == (20, "opened")
+    assert lengths == [DEFAULT_LENGTH, 20]
 
 
 def test_a_bundle_that_is_replaced_again_and_again(toy_bundle_copy: Path, monkeypatch: Any) -> None:

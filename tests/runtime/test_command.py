@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -90,6 +91,7 @@ Native.__module__ = "onnxruntime.capi.onnxruntime_pybind11_state"
         (Native("Failed\n  to run"), "Failed to run"),
         (Native("Status: std::bad_alloc"), "memory ran out (Status: std::bad_alloc): give"),
         (ValueError("a\x1b[31m\x07b\udce9"), "a\\x1b[31m\\x07b\\udce9"),
+        (ValueError("a\x9b31m\x85\x7f\xa0é"), "a\\x9b31m\\x85\\x7f\xa0é"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
@@ -106,6 +108,20 @@ def test_errors_are_one_sentence(
 def test_the_exit_code_of_a_command() -> None:
     assert run_command("test", lambda _: None, SimpleNamespace()) == 0
     assert run_command("test", lambda _: 1, SimpleNamespace()) == 1
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="counts files as POSIX tells them")
+def test_a_command_leaves_no_file_open_on_whatever_thread_it_ran() -> None:
+    def run() -> None:
+        assert run_command("test", lambda _: None, SimpleNamespace()) == 0
+
+    before = len(os.listdir("/dev/fd"))
+    for _ in range(3):
+        run()
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    assert len(os.listdir("/dev/fd")) == before
 
 
 def test_no_memory_for_the_thread_that_watches(

@@ -6,6 +6,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from runtime import BundleError, Generator
@@ -54,10 +55,14 @@ def test_any_of_them_not_the_first_only(decoder: SessionDecoder, bundle: Bundle,
     assert (result.token_ids, result.finish_reason) == ((5, END, end), "stop")
 
 
-def test_without_a_tokenizer_they_count_too(decoder: SessionDecoder) -> None:
-    generator = Generator(decoder, None, ScriptedSampler([5, 8, 6]), end_token_ids=(7, 8))
+@pytest.mark.parametrize("kind", [tuple, set, iter, np.array], ids=lambda kind: kind.__name__)
+def test_without_a_tokenizer_they_count_too(decoder: SessionDecoder, kind: Any) -> None:
+    generator = Generator(decoder, None, end_token_ids=kind([7, 8]))
     tokens = {"token_ids": [[2, 4, 0, 0, 0]], "padding_mask": [[1, 1, 0, 0, 0]]}
-    assert generator.generate(tokens)["padding_mask"].tolist() == [[True, True, True, True, False]]
+    for _ in range(2):
+        generator.compile(ScriptedSampler([5, 8, 6]))
+        mask = generator.generate(tokens)["padding_mask"]
+        assert mask.tolist() == [[True, True, True, True, False]]
 
 
 @pytest.mark.parametrize("ends", [(300,), (-1,), ("2",), 2])

@@ -22,15 +22,17 @@ needs_fork = pytest.mark.skipif(not FORK, reason="this system cannot fork")
 WAIT_SECONDS = 120
 
 FORKING = """\
-import os, sys
+import os, signal, sys
 from runtime import ForkedProcessError, Generator
 generator = Generator.from_bundle(sys.argv[1], device="cpu", threads=2)
 generator.compile("greedy")
 stream = generator.stream("ab", max_length=30, stop_token_ids=None)
 next(stream), next(stream), next(stream), next(stream)
 text = generator.generate(["ab", "cd"], max_length=20)
+{}
 child = os.fork()
 if child == 0:
+    signal.alarm(60)  # it would outlive the test
     {}
     print("child leaves", flush=True)
     sys.exit(0)
@@ -40,9 +42,10 @@ print("parent goes on:", len(list(stream)) > 0)
 """
 
 
-def run_forking(bundle: Path, child: str) -> list[str]:
-    """Lines of a process that forks; a child that hangs is an error."""
-    script = FORKING.format(textwrap.indent(textwrap.dedent(child), "    ").strip())
+def run_forking(bundle: Path, child: str, parent: str = "") -> list[str]:
+    """Lines of a process that forks after `parent`; a child that hangs is an error."""
+    inside = textwrap.indent(textwrap.dedent(child), "    ").strip()
+    script = FORKING.format(textwrap.dedent(parent), inside)
     done = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script, str(bundle)],
         capture_output=True,
@@ -79,6 +82,33 @@ def test_a_forked_process_is_told_what_to_do(toy_bundle: Path, use: str) -> None
     assert lines[0].startswith("this Generator was made in process ")
     assert "the threads of ONNX Runtime do not live on in a forked process" in lines[0]
     assert "multiprocessing's 'spawn' or 'forkserver'" in lines[0]
+    assert lines[1:] == ["child leaves", "child: 0", "parent goes on: True"]
+
+
+@needs_fork
+@pytest.mark.parametrize("use", ['generator.agenerate("ab")', 'generator.astream("ab").__anext__()'])
+def test_a_forked_process_is_told_in_an_event_loop_too(toy_bundle: Path, use: str) -> None:
+    """Although it has inherited the pool of a loop's calls, whose threads are not there."""
+    lines = run_forking(
+        toy_bundle,
+        f"""
+        import asyncio
+        async def use():
+            await {use}
+        try:
+            asyncio.run(use())
+        except ForkedProcessError as error:
+            print(error, flush=True)
+        """,
+        parent="""
+        import asyncio, time
+        async def use():
+            await generator.agenerate("ab", max_length=10)
+        asyncio.run(use())
+        time.sleep(0.1)  # until its thread counts as one that can take the next call
+        """,
+    )
+    assert lines[0].startswith("this Generator was made in process ")
     assert lines[1:] == ["child leaves", "child: 0", "parent goes on: True"]
 
 

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from runtime.engine import scheduler as scheduling
+from runtime.engine.engine import Engine
 from runtime.engine.request import Request
 from runtime.engine.scheduler import Scheduler
 from runtime.samplers import GreedySampler
-from tests.runtime.engine_runs import new_call
+from tests.runtime.engine.test_company import VOCABULARY, ChunkDecoder
+from tests.runtime.engine_runs import new_call, run_calls
 from tests.runtime.fake_decoder import SequenceDecoder
 
 BLOCK = 4
+
+
+class WidthDecoder(ChunkDecoder):
+    """Tells how many tokens of a row its runs read."""
+
+    def __init__(self) -> None:
+        super().__init__(VOCABULARY)
+        self.widths: list[int] = []
+
+    def append(self, cache: Any, token_ids: Any, new_lengths: Any, **options: Any) -> Any:
+        self.widths.append(token_ids.shape[1])
+        return super().append(cache, token_ids, new_lengths, **options)
 
 
 @pytest.mark.parametrize("decoding", [0, 1])
@@ -62,3 +78,15 @@ def test_parts_after_a_long_past_are_shorter(monkeypatch: pytest.MonkeyPatch) ->
     assert _parts(prompts, 7 * BLOCK, decoding=8) == [(1, 4 * BLOCK)]
     assert _parts(prompts, 8 * BLOCK, decoding=8) == [(1, 2 * BLOCK)]
     assert _parts(prompts, 8 * BLOCK, decoding=0) == [(1, 32 * BLOCK)]
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_small_parts_are_read_for_the_sake_of_other_calls_alone(together: bool) -> None:
+    """A call's own texts may wait while its other prompts are read: it ends when all have ended."""
+    decoder = WidthDecoder()
+    requests = [Request((1, 2), 20), Request((3,) * 24, 25)]
+    groups = [requests] if together else [[request] for request in requests]
+    engine = Engine(decoder, step_tokens=BLOCK)
+    run_calls(engine, *(new_call(decoder, group, GreedySampler()) for group in groups))
+    read = [width for width in decoder.widths if width > 1]
+    assert read == ([2, 8, 8, 8] if together else [2, 8, *[BLOCK] * 4])

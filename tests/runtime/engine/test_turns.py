@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import operator
 import signal
 import threading
 import time
@@ -13,10 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime import GenerationTimeoutError, Generator
+from runtime import GenerationCancelledError, GenerationTimeoutError, Generator
+from runtime.engine.engine import Engine
+from runtime.engine.request import Request
+from runtime.engine.turns import Turns
 from runtime.inputs import read_batch
-from runtime.samplers import GreedySampler, RandomSampler
+from runtime.samplers import BeamSampler, GreedySampler, RandomSampler
 from tests.runtime.engine.test_company import VOCABULARY, ChunkDecoder
+from tests.runtime.engine_runs import begin, new_call
 
 
 class SlowDecoder(ChunkDecoder):
@@ -157,6 +163,53 @@ def test_a_signal_to_a_thread_that_sleeps_takes_it_out_of_the_line(
     assert not turns._sleepers
     assert turns._holder is None
     assert generate(generator, 4, 5) == alone
+
+
+def test_the_turn_goes_to_who_has_slept_longest() -> None:
+    stepping = threading.Semaphore(0)
+    threads: list[str] = []
+
+    class Stepped:
+        def step(self) -> None:
+            stepping.acquire()
+            threads.append(threading.current_thread().name)
+
+    turns = Turns(Stepped())  # type: ignore[arg-type]
+    waiting = []
+    for name in ("first", "second", "third"):
+        done = functools.partial(operator.contains, threads, name)
+        waiting.append(threading.Thread(target=turns.run, args=(done,), name=name))
+        waiting[-1].start()
+        while turns._holder is None or len(turns._sleepers) < len(waiting) - 1:
+            time.sleep(0.001)
+    stepping.release(3)
+    for thread in waiting:
+        thread.join()
+    assert threads == ["first", "second", "third"]
+
+
+@pytest.mark.parametrize("num_beams", [0, 2])
+def test_what_a_signal_cut_in_half_is_not_chosen_again(decoder: SlowDecoder, num_beams: int) -> None:
+    """Its sampler may have drawn already: the call says what happened, and its tokens stay."""
+    sampler = BeamSampler(num_beams) if num_beams else GreedySampler()
+    engine = Engine(decoder)
+    call = begin(engine, new_call(decoder, [Request((1, 2), 12)], sampler))
+    engine.step()
+    accept, accepted = call.search.accept, []
+
+    def interrupted(*arguments: Any) -> None:
+        accept(*arguments)
+        accepted.append(list(call.sequences[0].token_ids))
+        if len(accepted) == 1:
+            raise KeyboardInterrupt
+
+    call.search.accept = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    engine.step()
+    assert accepted == [call.sequences[0].token_ids]
+    with pytest.raises(GenerationCancelledError, match="a signal came while tokens of this call were"):
+        call.check_complete()
 
 
 def test_an_error_of_one_calls_sampler_is_its_own(decoder: SlowDecoder, generator: Generator) -> None:

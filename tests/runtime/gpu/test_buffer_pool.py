@@ -19,7 +19,7 @@ from runtime import Generator
 from runtime.bundle import Bundle
 from runtime.errors import DeviceMemoryError
 from runtime.gpu import buffers as device_buffers
-from runtime.gpu.buffers import MOST_IDLE, BufferPool, CacheShape
+from runtime.gpu.buffers import MOST_IDLE, BufferPool, CacheShape, ScratchBuffer
 from runtime.gpu.memory import HostMemory
 from runtime.gpu.session import DeviceDecoder
 from tests.runtime.gpu.test_device_cache import CONFIG, SmallMemory, make_buffers, make_cache
@@ -56,6 +56,18 @@ def test_staging_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> N
         make_buffers(memory)
     assert raised.value.needed > 0
     assert memory._buffers == {}
+
+
+def test_scratch_that_had_no_room_to_grow_is_made_anew() -> None:
+    memory = SmallMemory(room=4096)
+    scratch = ScratchBuffer(memory)
+    scratch.of_size(2000)
+    with pytest.raises(DeviceMemoryError):
+        scratch.of_size(5000)
+    address = scratch.of_size(1000)
+    memory.write(address, np.ones(1000, np.uint8))
+    assert scratch.of_size(500) == address
+    assert memory.allocations == 2
 
 
 def test_buffers_are_freed_once() -> None:

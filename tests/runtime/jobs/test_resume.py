@@ -150,6 +150,19 @@ def test_an_output_of_another_job_is_refused(
     assert (tmp_path / "out.jsonl").read_bytes() == whole
 
 
+@pytest.mark.parametrize("reason", ["stop", "timeout"])
+def test_a_text_that_ended_early_does_not_tell_the_max_length(
+    job: Any, whole: bytes, tmp_path: Path, reason: str
+) -> None:
+    target = tmp_path / "out.jsonl"
+    ended = records(whole.decode())
+    ended[0] |= {"finish_reason": reason, "generated_tokens": 2}
+    before = lines(*ended)
+    target.write_text(before, "utf-8")
+    assert job("--resume", "--max-length", "48")[0] == 1
+    assert target.read_text("utf-8") == before
+
+
 @pytest.mark.parametrize(
     "data", [b"old", b"old\n", b"[]\n", b'{"id": 1}\n', b"{\n{\n", b"\0\n\0", b"[" * 10**5 + b"\n"]
 )

@@ -67,6 +67,19 @@ def test_the_holder_is_named(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+@posix
+def test_what_a_killed_holder_has_written_is_gone(hold: Callable[[Path], Any], tmp_path: Path) -> None:
+    """Else the rest of its longer number would make the next one's unreadable."""
+    path = tmp_path / "lock"
+    path.write_text("123456789012345\n")
+    path.chmod(0o600)
+    with hold(path):
+        assert path.read_text() == f"{os.getpid()}\n"
+        with pytest.raises(LockHeldError) as held, passing_lock(path):
+            pass
+        assert held.value.holder == os.getpid()
+
+
 # === Waiting ===
 
 

@@ -128,6 +128,21 @@ def test_a_new_file_that_nothing_was_written_to_goes_again(tmp_path: Path, link:
 
 
 @posix
+def test_a_file_that_another_one_has_made_and_filled_meanwhile_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, true = tmp_path / "out", output_file._open_or_make
+
+    def late(name: str) -> tuple[bool, int]:
+        path.write_bytes(b"theirs")  # after it was found missing
+        return True, true(name)[1]
+
+    monkeypatch.setattr(output_file, "_open_or_make", late)
+    with open_output("--output", str(path)):
+        pass
+    assert path.read_bytes() == b"theirs"
+
+
 def test_a_device_stays_one() -> None:
     before = os.stat(os.devnull)
     write(os.devnull)
