@@ -166,7 +166,7 @@ def measure_overhead(
     """
     generator = np.random.default_rng(options.seed)
     shape = (decoder.config.vocabulary_size, options.batch, options.prompt_tokens)
-    temperature = _temperature(decoder, random_prompts(generator, *shape), options.spread)
+    temperature = temperature_for(decoder, random_prompts(generator, *shape), options.spread)
     samplers = _samplers(options.seed, temperature)
     found = {name: StepTimes() for name in samplers}
     engine = new_engine(decoder, options.batch)
@@ -193,7 +193,7 @@ def _samplers(seed: int, temperature: float) -> dict[str, Sampler]:
     }
 
 
-def _temperature(decoder: Decoder, prompts: Any, spread: float) -> float:
+def temperature_for(decoder: Decoder, prompts: Any, spread: float) -> float:
     """What brings the logits after these prompts to a standard deviation; 1 for a deviation of 0."""
     if not spread:
         return 1.0

@@ -87,9 +87,9 @@ def test_steps_that_the_clock_does_not_see_are_an_error(now, runs):
 
 def test_temperature_gives_the_logits_their_spread(now):
     decoder = ScriptedDecoder(SessionClock(), now)
-    temperature = step_overhead._temperature(decoder, np.zeros((3, 4), np.int64), 5.0)
+    temperature = step_overhead.temperature_for(decoder, np.zeros((3, 4), np.int64), 5.0)
     assert temperature == pytest.approx(2 / 5, rel=0.15)
-    assert step_overhead._temperature(decoder, np.zeros((3, 4), np.int64), 0.0) == 1.0
+    assert step_overhead.temperature_for(decoder, np.zeros((3, 4), np.int64), 0.0) == 1.0
 
 
 def test_the_clock_counts_runs_and_leaves_no_trace(decoder):
