@@ -14,7 +14,7 @@ from tests.docs.markdown import DOCS, anchors, blocks, links, pages
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-WITH_PYTHON = ["coming_from_hugging_face.md", "coming_from_keras.md"]
+WITH_PYTHON = ["coming_from_hugging_face.md", "coming_from_keras.md", "generation_options.md"]
 SCRIPT = DOCS / "fine_tune_export_serve.py"
 
 
@@ -68,6 +68,17 @@ def write_checkpoint(folder):
 
 def test_every_page_with_python_is_run():
     assert [page.name for page in pages() if blocks(page, "python")] == WITH_PYTHON
+
+
+@pytest.mark.slow
+def test_generation_options(folder, capsys):
+    pytest.importorskip("llguidance")
+    from exporter import export_bundle
+
+    export_bundle("opt_tiny_en", folder / "opt_tiny_en")
+    run_page("generation_options.md")
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line in ("yes", "no") for line in lines) == 1
 
 
 @pytest.mark.slow
