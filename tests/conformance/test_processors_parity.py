@@ -16,9 +16,6 @@ import pytest
 
 from runtime.engine import processors as ours
 
-torch = pytest.importorskip("torch")
-theirs = pytest.importorskip("transformers.generation.logits_process")
-
 pytestmark = pytest.mark.reference
 
 CASES = 1000
@@ -26,7 +23,18 @@ MOST_REDRAWN = CASES // 4
 SHARE_ERROR = 5e-6  # more than float32 errs by in a probability, as a share of it
 DISTANCE_ERROR = 3e-5  # and in the distance between a surprise and the entropy
 
+torch: Any = None
+theirs: Any = None
+
 Array = np.ndarray[Any, np.dtype[np.float32]]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def references():
+    """torch and transformers' classes, which are not imported before a test needs them."""
+    global torch, theirs
+    torch = pytest.importorskip("torch")
+    theirs = pytest.importorskip("transformers.generation.logits_process")
 
 
 @dataclass

@@ -15,7 +15,7 @@ from runtime.engine.processors.processor import Processor, TokenIds
 class FunctionProcessor(Processor):
     """Takes the logits that a function makes of the token ids and the logits.
 
-    The function must be one of these alone: it is called for each sequence and beam, in any order.
+    What it returns must depend on these alone: it is called for each sequence and beam, in any order.
 
     Args:
         function: is given the prompt's and the new tokens, a tuple, and the logits, float32
