@@ -114,7 +114,7 @@ class StopStrings:
         return node
 
     def find(self, node: Node, text: str) -> tuple[Node, int]:
-        """The state at the end of the first stop string, or else of the text, and characters up to there.
+        """The state where the first stop string ends, or else the text, and characters up to there.
 
         The state's `stop` tells whether there is one.
         """
@@ -133,8 +133,8 @@ def read_stops(value: object, name: str = "stop") -> tuple[str, ...]:
     U+FFFD is refused in them: in a text it stands for bytes that are no character.
 
     Raises:
-        ValueError: if it is anything else, there are more than `MAX_STOPS`, or one is empty, longer than
-            `MAX_STOP_CHARACTERS`, or no text.
+        ValueError: if it is anything else, there are more than `MAX_STOPS`, or one is empty, longer
+            than `MAX_STOP_CHARACTERS`, or no text.
     """
     if value is None:
         return ()
@@ -153,13 +153,13 @@ def _check_stop(stop: object, name: str) -> None:
         raise ValueError(f"{name} must be a string or a list of strings, got {shown(stop)} in it")
     if not 1 <= len(stop) <= MAX_STOP_CHARACTERS:
         raise ValueError(
-            f"strings in {name} must have 1 to {MAX_STOP_CHARACTERS} characters, got {shown(stop)} with "
-            f"{len(stop)}"
+            f"strings in {name} must have 1 to {MAX_STOP_CHARACTERS} characters, got {shown(stop)} "
+            f"with {len(stop)}"
         )
     if REPLACEMENT in stop or any("\ud800" <= character <= "\udfff" for character in stop):
         raise ValueError(
-            f"strings in {name} must be text, without U+FFFD or half of a surrogate pair, which no text "
-            f"can match; got {shown(stop)}"
+            f"strings in {name} must be text, without U+FFFD or half of a surrogate pair, which no "
+            f"text can match; got {shown(stop)}"
         )
 
 
