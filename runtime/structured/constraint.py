@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from graphs.shown import shown
 from runtime.errors import StructuredOutputError
 from runtime.structured.grammar import Grammar, error_text
 
@@ -103,7 +102,7 @@ class GrammarConstraint:
             mask |= self._stop_mask
         if not mask.any():
             raise StructuredOutputError(
-                f"{self._told()} leaves no token to follow {len(new)} new tokens: "
+                f"the {self._grammar.description.kind} leaves no token to follow {len(new)} new tokens: "
                 + (
                     "the text is complete, and there is no token to stop it"
                     if matcher.is_accepting()
@@ -166,12 +165,9 @@ class GrammarConstraint:
     def _check(self, matcher: Any, new: tuple[int, ...]) -> None:
         if matcher.is_error():
             raise StructuredOutputError(
-                f"{self._told()} cannot be followed through {len(new)} new tokens: {error_text(matcher)}"
+                f"the {self._grammar.description.kind} cannot be followed through {len(new)} new tokens: "
+                f"{error_text(matcher)}"
             )
-
-    def _told(self) -> str:
-        description = self._grammar.description
-        return f"the {description.kind} {shown(getattr(description, description.kind))}"
 
 
 def _found(matcher: Any) -> NDArray[np.uint32]:

@@ -125,13 +125,20 @@ def _source(description: StructuredOutput) -> str:
         case "grammar":
             grammar: dict[str, Any] = {"lark_grammar": value}
         case "choice":
-            options = " | ".join(json.dumps(text, ensure_ascii=False) for text in dict.fromkeys(value))
-            grammar = {"lark_grammar": f"start: CHOICE\nCHOICE: {options}"}
+            matcher = import_llguidance().LLMatcher
+            return str(matcher.grammar_from_regex("|".join(map(_escaped, dict.fromkeys(value)))))
         case "json_object":
             grammar = {"json_schema": _with_white_space({"type": "object"})}
         case "json_schema":
             grammar = {"json_schema": _with_white_space(json.loads(value))}
     return json.dumps({"grammars": [grammar]}, ensure_ascii=False)
+
+
+def _escaped(text: str) -> str:
+    """A regular expression for one text."""
+    return "".join(
+        char if char.isalnum() or char == " " or ord(char) > 127 else f"\\x{{{ord(char):x}}}" for char in text
+    )
 
 
 def _with_white_space(schema: dict[str, Any]) -> dict[str, Any]:

@@ -17,14 +17,20 @@ from graphs.shown import shown
 from runtime.structured.repetitions import check_repetitions
 
 MAX_NESTING = 100  # brackets in each other; llguidance reads up to 127
-MAX_SUBSCHEMAS = 1000  # that hold for one value, references followed
-MAX_PATTERNS = 16  # of properties of one object: each pair is compared
+MAX_SUBSCHEMAS = 10_000  # that are put together, references followed
+MAX_DEPTH = 300  # of them in each other
+MAX_PATTERNS = 16  # of properties of one object, each of which is compared with each
+MAX_OPTIONAL = 400  # properties that are not required: more are too many ways to go on
 MAX_MULTIPLE = 5000  # least common multiple for one value; takes as many states
 
 _TYPES = ("null", "boolean", "object", "array", "number", "string", "integer")
 _MAPS = ("properties", "patternProperties", "$defs", "definitions")
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
 _SINGLE = ("items", "additionalProperties", "additionalItems")
+_NO_LIMITS = (*_MAPS[2:], *_LISTS[:3], "$ref", "$schema", "$id", "$anchor", "$comment", "title",
+              "description", "default", "examples")  # fmt: skip
+
+_Size = tuple[int, int, int]  # subschemas, patterns, least common multiple
 
 
 def _is_number(value: object) -> bool:
@@ -139,6 +145,11 @@ def _check_keywords(schema: dict[str, Any], place: str) -> None:
         raise ValueError(
             f"{place}.$ref must be a place in the schema itself, '#/$defs/...', got {shown(reference)}"
         )
+    optional = len(schema.get("properties", {}).keys() - set(schema.get("required", ())))
+    if optional > MAX_OPTIONAL:
+        raise ValueError(
+            f"{place} has {optional:,} properties that are not required; at most {MAX_OPTIONAL} are allowed"
+        )
     # A name may be written twice, and counts once when it is read.
     least = schema.get("minProperties", 0)
     if least > max(1, len(set(schema.get("required", ())))):
@@ -149,49 +160,50 @@ def _check_keywords(schema: dict[str, Any], place: str) -> None:
 
 
 class _Sizes:
-    """What becomes of schemas when all that holds for one value is put together."""
+    """What becomes of schemas where llguidance puts several that hold for one value together.
+
+    It does so with all that is in them, references followed, and bounds neither the time for strings'
+    patterns nor the states for multiples.
+    """
 
     def __init__(self, root: dict[str, Any], name: str) -> None:
         self._root = root
         self._name = name
-        self._known: dict[int, tuple[int, int, int]] = {}
+        self._known: dict[int, _Size] = {}
 
     def check(self, schema: dict[str, Any], place: str) -> None:
         """Raises `ValueError` if that is too much."""
-        subschemas, patterns, multiple = self._of(schema)
-        for what, size, most in (
-            ("subschemas for one value, references followed", subschemas, MAX_SUBSCHEMAS),
-            ("patternProperties for one object", patterns, MAX_PATTERNS),
-            ("as the least common multiple of multipleOf, zeros at its end left out", multiple, MAX_MULTIPLE),
+        size = self._of(schema) if _is_put_together(schema) else _own_size(schema)
+        for what, number, most in (
+            ("subschemas to put together, references followed", size[0], MAX_SUBSCHEMAS),
+            ("patternProperties to tell apart", size[1], MAX_PATTERNS),
+            ("for the least common multiple of its multipleOf", size[2], MAX_MULTIPLE),
         ):
-            if size > most:
-                raise ValueError(f"{place} has {shown(size)} {what}; at most {most:,} are allowed")
+            if number > most:
+                raise ValueError(f"{place} has {number:,} or more {what}; at most {most:,} are allowed")
 
-    def _of(self, schema: Any, depth: int = 0) -> tuple[int, int, int]:
-        """Numbers of subschemas and of patterns, and the digits of the least common multiple."""
+    def _of(self, schema: Any, depth: int = 0) -> _Size:
+        """The size of a schema and all in it; once for what is in itself."""
         if not isinstance(schema, dict):
             return 1, 0, 1
         if id(schema) not in self._known:
-            if depth > MAX_NESTING:
-                raise ValueError(f"{self._name} has more than {MAX_NESTING} references in each other")
-            self._known[id(schema)] = (1, 0, 1)  # met again inside itself: llguidance says what it thinks
-            subschemas, multiple = 1, 1
-            patterns = len(_items(schema.get("patternProperties")))
-            if _is_number(schema.get("multipleOf")):
-                digits = Decimal(str(schema["multipleOf"])).normalize().as_tuple().digits
-                multiple = int("".join(map(str, digits)))
-            parts = [part for key in ("allOf", "anyOf", "oneOf") for part in _items(schema.get(key))]
+            if depth > MAX_DEPTH:
+                raise ValueError(f"{self._name} has more than {MAX_DEPTH} schemas in each other")
+            self._known[id(schema)] = (1, 0, 1)
+            subschemas, patterns, multiple = _own_size(schema)
+            parts = [part for key in (*_MAPS[:2], *_LISTS) for part in _items(schema.get(key))]
+            for key in _SINGLE:
+                part = schema.get(key)
+                parts += part if isinstance(part, list) else [part]
             if "$ref" in schema:
                 parts.append(self._target(schema["$ref"]))
             for part in parts:
                 more, more_patterns, other = self._of(part, depth + 1)
-                subschemas += more
-                patterns += more_patterns
-                multiple = math.lcm(multiple, other)
-            # Capped, as references that double each other make a number of as many digits.
-            caps = (MAX_SUBSCHEMAS + 1, MAX_PATTERNS + 1, MAX_MULTIPLE + 1)
-            sizes = zip((subschemas, patterns, multiple), caps, strict=True)
-            self._known[id(schema)] = tuple(min(size, cap) for size, cap in sizes)  # type: ignore[assignment]
+                # Capped, as references that double each other make numbers of any length.
+                subschemas = min(subschemas + more, MAX_SUBSCHEMAS + 1)
+                patterns = min(patterns + more_patterns, MAX_PATTERNS + 1)
+                multiple = min(math.lcm(multiple, other), MAX_MULTIPLE + 1)
+            self._known[id(schema)] = (subschemas, patterns, multiple)
         return self._known[id(schema)]
 
     def _target(self, reference: object) -> object:
@@ -208,5 +220,24 @@ class _Sizes:
         return value
 
 
+def _is_put_together(schema: dict[str, Any]) -> bool:
+    """Whether several parts of a schema hold for the same value."""
+    parts = len(_items(schema.get("allOf")))
+    parts += sum(key in schema for key in ("$ref", "anyOf", "oneOf"))
+    return parts + any(key not in _NO_LIMITS for key in schema) > 1
+
+
+def _own_size(schema: dict[str, Any]) -> _Size:
+    """One subschema, its number of patterns, and the digits of `multipleOf` without zeros at their end."""
+    multiple = 1
+    if _is_number(schema.get("multipleOf")):
+        digits = Decimal(str(schema["multipleOf"])).normalize().as_tuple().digits
+        multiple = min(int("".join(map(str, digits))), MAX_MULTIPLE + 1)
+    return 1, min(len(_items(schema.get("patternProperties"))), MAX_PATTERNS + 1), multiple
+
+
 def _items(value: object) -> list[Any]:
-    return list(value) if isinstance(value, (list, dict)) else []
+    """The parts of a list, of a mapping, or of what is neither."""
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
