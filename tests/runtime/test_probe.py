@@ -6,14 +6,17 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from runtime import probe
+from runtime import BundleError, probe
 from runtime.session import SessionDecoder
+from runtime.stored_probe import check_probe, make_probe
+from tests.runtime.fake_decoder import SequenceDecoder
 from tests.runtime.toy import CASES, VOCABULARY
 
 # Two prompts of different lengths with what Keras continues them with, padded with a token.
@@ -79,3 +82,34 @@ def test_the_command_on_no_bundle(tmp_path: Path, repository: Path) -> None:
     assert result.returncode == 1
     assert b"is no bundle" in result.stderr
     assert result.stdout == b""
+
+
+# === The stored run ===
+
+
+class ChangedDecoder(SequenceDecoder):
+    """Says something else of one token, by so much."""
+
+    def __init__(self, token: int = 0, more: float = 0.0) -> None:
+        super().__init__(24)
+        self._change = token, more
+
+    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+        found = super().logits(tokens)
+        token, more = self._change
+        found[token] += more
+        return found
+
+
+def test_a_stored_run_is_repeated() -> None:
+    stored = make_probe(ChangedDecoder(), "fp32")
+    assert stored is not None
+    assert check_probe(ChangedDecoder(), stored) == 0
+    unused = next(token for token in range(24) if token not in stored.token_ids)
+    assert check_probe(ChangedDecoder(unused, -1.0), stored) == 0
+    with pytest.raises(BundleError, match=f"the best token is {unused} and not {stored.token_ids[0]},"):
+        check_probe(ChangedDecoder(unused, 100.0), stored)  # all stored logits are as they were
+    with pytest.raises(BundleError, match="whose logit is"):
+        check_probe(ChangedDecoder(stored.token_ids[0], 3 * stored.tolerance), stored)
+    near = check_probe(ChangedDecoder(stored.token_ids[0], stored.tolerance / 2), stored)
+    assert near == pytest.approx(stored.tolerance / 2, rel=0.01)

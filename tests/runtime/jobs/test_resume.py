@@ -150,6 +150,19 @@ def test_an_output_of_another_job_is_refused(
     assert (tmp_path / "out.jsonl").read_bytes() == whole
 
 
+@pytest.mark.parametrize("left", [-3, 60])
+def test_a_damaged_record_with_others_behind_it_costs_none_of_them(
+    job: Any, whole: bytes, tmp_path: Path, left: int
+) -> None:
+    """It begins as the one of its line does, and no kill leaves it before others."""
+    target = tmp_path / "out.jsonl"
+    first, second, *others = whole.splitlines(keepends=True)
+    damaged = b"".join([first, second[:left], b"\n", *others])
+    target.write_bytes(damaged)
+    assert_error(job("--resume"), f"--resume cannot go on with {target}: line 2: it is no record")
+    assert target.read_bytes() == damaged
+
+
 @pytest.mark.parametrize("reason", ["stop", "timeout"])
 def test_a_text_that_ended_early_does_not_tell_the_max_length(
     job: Any, whole: bytes, tmp_path: Path, reason: str
