@@ -251,6 +251,8 @@ def _run(options: argparse.Namespace) -> None:
         print(f"Rewrites     {graph}: {listed}")
     print(f"Logits       {compared}")
     print(f"Tokenizer    {summary.tokenizer}")
+    if summary.generation is not None:
+        print(f"Generation   {summary.generation}")
     for notice in summary.notices:
         print(f"Note         {notice}")
 

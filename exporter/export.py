@@ -24,6 +24,7 @@ from exporter.opt.causal_lm import CausalLM
 from exporter.opt.tokenizer import OPTTokenizer
 from exporter.presets.adapted import merged, open_preset
 from exporter.presets.folder import PresetFolder, read_tokenizer
+from exporter.presets.generation_defaults import WritingDefaults, carried_options
 from exporter.presets.handles import preset_name
 from exporter.progress import Progress
 from exporter.quantization.calibration import calibration_tokens
@@ -77,6 +78,8 @@ class ExportSummary:
         rewrites: how often each pass matched, by graph file.
         comparison: with Keras's logits; `None` if they were not compared.
         tokenizer: the bundle's, in a line.
+        generation: the sampler and the options that the model's files ask for, in a line; `None` if
+            they ask for none.
         notices: what a user should know of the model's files, a sentence each.
         base: the folder of the weights that adapters were merged into; `None` without any.
         adapters: what was merged, a line each.
@@ -92,6 +95,7 @@ class ExportSummary:
     notices: tuple[str, ...]
     base: Path | None = None
     adapters: tuple[str, ...] = ()
+    generation: str | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,7 @@ class _Subject:
     source: dict[str, str]
     weights: WeightSource
     end_token_ids: tuple[int, ...] | None
+    writing: WritingDefaults
     notices: tuple[str, ...] = ()
     tokenizer_notices: tuple[str, ...] = ()
     base: Path | None = None
@@ -257,6 +262,7 @@ def export_bundle(
         ),
         base=subject.base,
         adapters=subject.adapters,
+        generation=subject.writing.describe(),
     )
 
 
@@ -336,10 +342,11 @@ def _preset_subject(name: str, preset: PresetFolder) -> _Subject:
         config=preset.config,
         tokenizer=tokenizer,
         max_length=min(preset.sequence_length, preset.config.max_sequence_length),
-        sampler=samplers.get("top_k"),
+        sampler=preset.generation.writing.sampler or samplers.get("top_k"),
         source={"preset": path_text(preset_name(name)), "format": preset.format, **noted},
         weights=merged(CheckpointWeights(preset), preset),
         end_token_ids=preset.generation.end_token_ids,
+        writing=preset.generation.writing,
         notices=preset.generation.notices,
         tokenizer_notices=preset.notices,
         base=preset.folder if adapters else None,
@@ -361,18 +368,24 @@ def _live_subject(model: CausalLM) -> _Subject:
             f"a bundle cannot hold this model's sampler: {error}. Compile the model with a built-in "
             "one before exporting, and the loaded generator with your own"
         ) from None
-    positions = model.backbone.max_sequence_length
+    config = model.backbone.model_config
+    try:
+        options = carried_options(model.default_options, config.vocabulary_size)
+    except ValueError as error:
+        raise ExportError(f"a bundle cannot hold this model's default_options: {error}") from None
+    positions = config.max_sequence_length
     preprocessor = model.text_preprocessor
     length = preprocessor.sequence_length if preprocessor else positions
     return _Subject(
         name=model.name,
-        config=model.backbone.model_config,
+        config=config,
         tokenizer=preprocessor.tokenizer if preprocessor else None,
         max_length=min(length, positions),
         sampler=sampler,
         source={"preset": model.name, "format": "live"},
         weights=LiveWeights(model.backbone),
         end_token_ids=model.end_token_ids,
+        writing=WritingDefaults(options=options),
     )
 
 
@@ -394,7 +407,10 @@ def _manifest(
         weights=weights,
         tokenizer=tuple(FileEntry.of(folder / name) for name in names),
         generation=GenerationDefaults(
-            subject.max_length, samplers.serialize(subject.sampler), subject.ends
+            subject.max_length,
+            samplers.serialize(subject.sampler),
+            subject.ends,
+            dict(subject.writing.options) or None,
         ),
         source=subject.source,
         versions=package_versions(PACKAGES),

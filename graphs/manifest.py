@@ -30,6 +30,17 @@ MAX_MANIFEST_BYTES = 1024**2
 MAX_GRAPH_BYTES = 16 * 1024**2
 MAX_TOKENIZER_BYTES = 64 * 1024**2
 BITS_OF_A_WEIGHT = 4  # at least
+# Of `runtime.generation_options`, what a bundle may ask of its texts by itself.
+OPTION_NAMES = (
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "bad_words_ids",
+    "sequence_bias",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "min_new_tokens",
+    "max_new_tokens",
+)
 
 
 class ManifestError(ValueError):
@@ -135,11 +146,13 @@ class GenerationDefaults:
         max_length: tokens of prompt and answer together.
         sampler: serialized.
         end_token_ids: each ends a text; `None`, as in bundles of older exports, for the tokenizer's.
+        options: values of some of `OPTION_NAMES`, checked by the runtime; `None` where there are none.
     """
 
     max_length: int
     sampler: Mapping[str, object]
     end_token_ids: tuple[int, ...] | None = None
+    options: Mapping[str, object] | None = None
 
 
 @dataclass(frozen=True)
@@ -188,6 +201,8 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Writes `manifest.json`, which ends with the hash of itself."""
         values = {"format": FORMAT, **asdict(self), "model": self.model.to_dict()}
+        if self.generation.options is None:
+            del values["generation"]["options"]
         (folder / MANIFEST_FILE).write_bytes(seal(values).encode())
 
     def check_files(self, folder: Path, *, weights_hash: bool) -> None:
@@ -293,6 +308,13 @@ def _parse_generation(values: Mapping[str, Any], model: ModelConfig) -> Generati
     generation = GenerationDefaults(**values)
     if not isinstance(generation.sampler, (str, dict)):
         raise ManifestError(f"generation.sampler is no configuration: {shown(generation.sampler)}")
+    options = generation.options
+    if options is not None and not isinstance(options, dict):
+        raise ManifestError(f"generation.options must be an object or null: {shown(options)}")
+    if unknown := [name for name in options or () if name not in OPTION_NAMES]:
+        raise ManifestError(
+            f"generation.options has {shown(unknown[0])}, and may have {', '.join(OPTION_NAMES)}"
+        )
     length, ends = generation.max_length, generation.end_token_ids
     if type(length) is not int or not 1 <= length <= model.max_sequence_length:
         raise ManifestError(

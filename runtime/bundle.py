@@ -6,12 +6,12 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from graphs.contract import Phase
 from graphs.manifest import FileEntry, Manifest, ManifestError, read_manifest
 from graphs.plain_files import read_plain
-from graphs.shown import cut
+from graphs.shown import cut, shown
 from runtime.errors import BundleError
 from runtime.graph_check.graph_file import check_graph_file
 from runtime.graph_check.limits import GraphLimits
@@ -19,6 +19,9 @@ from runtime.graph_check.wire_format import GraphFileError
 from runtime.samplers import get as get_sampler
 from runtime.tokenization.pipeline import Pipeline, check_file_names, read_files
 from runtime.tokenization.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from runtime.generation_options import GenerationOptions
 
 MAX_ROWS = 256  # of one prompt that a bundle's own sampler may ask for: each has a cache
 
@@ -42,6 +45,7 @@ class Bundle:
         tokenizer: `None` if it has none.
         verified: whether the hash of the weights was checked too.
         pack_bytes: by the name of a graph file, what its weights take at most, packed.
+        options: what it asks of its texts by itself; `None` if nothing.
     """
 
     folder: Path
@@ -49,6 +53,7 @@ class Bundle:
     tokenizer: Tokenizer | None
     verified: bool = False
     pack_bytes: Mapping[str, int] = field(default_factory=dict)
+    options: GenerationOptions | None = None
 
     def graph_path(self, phase: Phase) -> Path:
         """The graph file of a phase."""
@@ -81,13 +86,14 @@ def load_bundle(folder: str | Path, *, verify: bool = False) -> Bundle:
         for entry in manifest.files:
             entry.check_size(folder)
         _check_sampler(folder, manifest)
+        options = _read_options(folder, manifest)
         pack_bytes = _check_graphs(folder, manifest)
         tokenizer = _find_tokenizer(folder, manifest)
         if verify:
             manifest.weights.check_hash(folder)
     except (ManifestError, OSError) as error:
         raise BundleError(str(error)) from None
-    return Bundle(folder, manifest, tokenizer, verify, pack_bytes)
+    return Bundle(folder, manifest, tokenizer, verify, pack_bytes, options)
 
 
 def open_bundle(
@@ -167,6 +173,27 @@ def _check_sampler(folder: Path, manifest: Manifest) -> None:
         raise ManifestError(
             f"{folder}: its sampler asks for {sampler.rows} rows for each prompt, of at most {MAX_ROWS}"
         )
+
+
+def _read_options(folder: Path, manifest: Manifest) -> GenerationOptions | None:
+    values = manifest.generation.options
+    if values is None:
+        return None
+    # A bundle without any does not wait for these to be imported.
+    from runtime.generation_options import GenerationOptions
+
+    try:
+        options = GenerationOptions.from_dict(values)
+    except ValueError as error:
+        raise ManifestError(f"{folder}: its generation.options are not valid: {cut(error)}") from None
+    size = manifest.model.vocabulary_size
+    for name, ids in options.token_ids().items():
+        if bad := [token for token in ids if token >= size]:
+            raise ManifestError(
+                f"{folder}: its generation.options are not valid: {name} must be ids of the model's "
+                f"vocabulary, 0 to {size - 1}; got {shown(bad[0])}"
+            )
+    return options
 
 
 def _find_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer | None:

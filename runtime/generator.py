@@ -213,6 +213,7 @@ class Generator:
             end_token_ids=loaded.manifest.generation.end_token_ids,
             max_prefix_bytes=max_prefix_bytes,
         )
+        generator.default_options = loaded.options
         generator._source = BundleSource(
             os.path.abspath(bundle),
             device,
@@ -234,7 +235,8 @@ class Generator:
                 "only a Generator that Generator.from_bundle made can be pickled or passed to another "
                 "process: this one was made from a decoder. Make one in each process from a bundle"
             )
-        return _reopen, (type(self), self._source, self.sampler, self.max_length)
+        own = (self.sampler, self.max_length, self.default_options)
+        return _reopen, (type(self), self._source, *own)
 
     @property
     def device(self) -> str | None:
@@ -576,10 +578,17 @@ class Generator:
         return generation_call(batch, arguments, self.config, self.tokenizer, self.end_token_ids)
 
 
-def _reopen(cls: type[Generator], source: BundleSource, sampler: Sampler, max_length: int) -> Generator:
+def _reopen(
+    cls: type[Generator],
+    source: BundleSource,
+    sampler: Sampler,
+    max_length: int,
+    default_options: GenerationOptions | None,
+) -> Generator:
     """What unpickling calls."""
     generator = cls.from_bundle(**asdict(source))
     generator.max_length = max_length
+    generator.default_options = default_options
     generator.compile(sampler)
     return generator
 

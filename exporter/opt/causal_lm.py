@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from exporter.opt.lora import LoRA
 from exporter.opt.preprocessor import OPTCausalLMPreprocessor
 from exporter.presets.listing import PresetListing
 from runtime import samplers
+from runtime.generation_options import GenerationOptions
 from runtime.generator import Generator
 from runtime.results import GenerationResult
 
@@ -28,6 +29,7 @@ class CausalLM(keras.Model):
     _decoder: KerasDecoder | None
     _decoder_lora: LoRA | None
     end_token_ids: tuple[int, ...] | None
+    default_options: GenerationOptions | None
     presets = PresetListing()
 
     @classmethod
@@ -75,11 +77,13 @@ class CausalLM(keras.Model):
             ValueError: if the folder holds a Keras preset, or transformers has no such model or
                 tokenizer.
         """
+        from exporter.presets.generation_defaults import carried_options
         from exporter.presets.transformers_writer import export_model
 
         preprocessor = self.text_preprocessor
         tokenizer = None if preprocessor is None else preprocessor.tokenizer
-        export_model(self.backbone, tokenizer, path, max_shard_size, self.end_token_ids)
+        options = carried_options(self.default_options, self.backbone.vocabulary_size)
+        export_model(self.backbone, tokenizer, path, max_shard_size, self.end_token_ids, options)
 
     def compile(
         self,
@@ -269,13 +273,15 @@ class CausalLM(keras.Model):
         if self._decoder is None or self._decoder_lora is not self.backbone.lora:
             self._decoder = KerasDecoder(self.backbone)  # it traces the layers as they are now
             self._decoder_lora = self.backbone.lora
-        return Generator(
+        generator = Generator(
             self._decoder,
             tokenizer,
             sampler=model_sampler.seeded(self.sampler),
             max_length=min(length, positions),
             end_token_ids=self.end_token_ids,
         )
+        generator.default_options = self.default_options
+        return generator
 
     def generate(
         self,
@@ -336,6 +342,7 @@ class OPTCausalLM(CausalLM):
         preprocessor: an `OPTCausalLMPreprocessor` or `None`.
         compile: whether to compile with the defaults; without, `fit` asks for it.
         end_token_ids: each ends a text; by default the tokenizer's end token. keras-hub has one only.
+        default_options: `runtime.GenerationOptions`, or their plain values, of calls that give none.
         trainable: whether the weights are trained; `False` freezes the backbone too.
 
     Call arguments:
@@ -343,7 +350,7 @@ class OPTCausalLM(CausalLM):
         [batch, sequence, vocabulary].
 
     Raises:
-        ValueError: if the backbone is none of this project's.
+        ValueError: if the backbone is none of this project's, or for options that are not valid.
     """
 
     backbone_cls = OPTBackbone
@@ -356,6 +363,7 @@ class OPTCausalLM(CausalLM):
         *,
         compile: bool = True,
         end_token_ids: Sequence[int] | None = None,
+        default_options: GenerationOptions | Mapping[str, Any] | None = None,
         trainable: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -375,6 +383,9 @@ class OPTCausalLM(CausalLM):
         self.backbone = backbone
         self.preprocessor = preprocessor
         self.end_token_ids = None if end_token_ids is None else tuple(end_token_ids)
+        if isinstance(default_options, Mapping):
+            default_options = GenerationOptions.from_dict(default_options)
+        self.default_options = default_options
         self._decoder = None
         # A functional model has no dtype of its own; Keras scales the loss by this one.
         self.dtype_policy = backbone.dtype_policy
@@ -385,11 +396,15 @@ class OPTCausalLM(CausalLM):
             self.compile()
 
     def get_config(self) -> dict[str, Any]:
-        ends = {} if self.end_token_ids is None else {"end_token_ids": list(self.end_token_ids)}
+        own: dict[str, Any] = {}
+        if self.end_token_ids is not None:
+            own["end_token_ids"] = list(self.end_token_ids)
+        if self.default_options is not None:
+            own["default_options"] = self.default_options.to_dict()
         return {
             "name": self.name,
             "trainable": self.trainable,
-            **ends,
+            **own,
             "backbone": keras.saving.serialize_keras_object(self.backbone),
             "preprocessor": keras.saving.serialize_keras_object(self.preprocessor),
         }

@@ -1,17 +1,18 @@
-"""What ends a model's texts: `eos_token_id` of `generation_config.json`, else of `config.json`.
+"""`generation_config.json`: how a model's texts are written, and what ends them.
 
-transformers reads the second only where the first is not there, and takes one id or a list of them.
+They end at its `eos_token_id`, else at that of `config.json`: transformers reads the second only where
+the first is not there, and takes one id or a list of them.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from exporter.errors import PresetError
+from exporter.presets.generation_defaults import WritingDefaults, read_writing_defaults
 from exporter.presets.json_file import read_json_if_there
 
 GENERATION_FILE = "generation_config.json"
@@ -25,23 +26,26 @@ class GenerationConfig:
 
     Attributes:
         end_token_ids: each ends a text; `None` if the preset leaves it to the tokenizer.
-        notices: what a user should know of it, a sentence each.
+        writing: how texts are written.
+        notices: what a user should know of all this, a sentence each.
     """
 
     end_token_ids: tuple[int, ...] | None = None
+    writing: WritingDefaults = field(default_factory=WritingDefaults)
     notices: tuple[str, ...] = ()
 
 
 def read_generation(folder: Path, config: Mapping[str, Any], vocabulary_size: int) -> GenerationConfig:
-    """The end ids of a preset folder.
+    """What a preset folder says of generation.
 
     Args:
         folder: of either layout: Keras presets may have a `generation_config.json` too.
         config: `config.json`.
-        vocabulary_size: ids from here on end nothing, since the model has no such tokens.
+        vocabulary_size: ids from here on are left out, since the model has no such tokens.
 
     Raises:
-        PresetError: if an `eos_token_id` is neither an id nor a list of some.
+        PresetError: if an `eos_token_id` is neither an id nor a list of some, or for another value that
+            is not valid; see `read_writing_defaults`.
     """
     generation = read_json_if_there(folder, GENERATION_FILE)
     notices = []
@@ -65,13 +69,18 @@ def read_generation(folder: Path, config: Mapping[str, Any], vocabulary_size: in
             f"{GENERATION_FILE} gives {EOS} {_short(chosen)} and config.json "
             f"{_short(found['config.json'])}: the first counts, as in transformers"
         )
-    return GenerationConfig(chosen or None, tuple(notices))
+    writing = read_writing_defaults(generation, folder / GENERATION_FILE, vocabulary_size)
+    return GenerationConfig(chosen or None, writing, (*notices, *writing.notices))
 
 
-def generation_json(end_token_ids: tuple[int, ...]) -> str:
-    """`generation_config.json` that says what ends texts, as transformers writes one id or several."""
-    ids = end_token_ids[0] if len(end_token_ids) == 1 else list(end_token_ids)
-    return json.dumps({EOS: ids}, indent=2) + "\n"
+def generation_values(
+    end_token_ids: Sequence[int] | None, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What `generation_config.json` says of a model, as transformers writes it; empty if nothing."""
+    values = dict(options)
+    if end_token_ids is not None:
+        values[EOS] = end_token_ids[0] if len(end_token_ids) == 1 else list(end_token_ids)
+    return values
 
 
 def _ids(value: Any, path: Path) -> tuple[int, ...]:

@@ -66,6 +66,7 @@ def load_causal_lm(
         )
     options = {name: overrides.pop(name) for name in _MODEL_OPTIONS if name in overrides}
     options["end_token_ids"] = folder.generation.end_token_ids
+    options["default_options"] = folder.generation.writing.options or None
     arguments = {**folder.model_options, **overrides}
     backbone = _build_backbone(OPTBackbone, folder, load_weights, arguments)
     return task(backbone=backbone, preprocessor=preprocessor, **options)

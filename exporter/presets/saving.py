@@ -15,7 +15,8 @@ from exporter.opt.keras_backend import keras
 from exporter.opt.preprocessor import OPTCausalLMPreprocessor
 from exporter.opt.tokenizer import OPTTokenizer
 from exporter.presets import keras_config
-from exporter.presets.generation_config import GENERATION_FILE, generation_json
+from exporter.presets.generation_config import GENERATION_FILE, generation_values
+from exporter.presets.generation_defaults import carried_options
 from exporter.presets.live_weights import check_shard_size, write_live_weights
 from exporter.presets.staging import check_format, staged_files
 
@@ -59,10 +60,12 @@ def save_causal_lm(
         weights_dtype: dtype to store the weights in; by default that of the variables.
 
     Raises:
-        ValueError: if the folder holds a model in another format, or for a size that is not positive.
+        ValueError: if the folder holds a model in another format, for a size that is not positive, or
+            for `default_options` that a preset cannot carry.
     """
     check_shard_size(max_shard_size)
     check_format(Path(folder), "keras")
+    options = carried_options(model.default_options, model.backbone.vocabulary_size)
     text = model.text_preprocessor
     replaced = BACKBONE_FILES if text is None else BACKBONE_FILES + TOKENIZER_FILES
     with staged_files(Path(folder), replaced) as stage:
@@ -75,9 +78,8 @@ def save_causal_lm(
             in_keras_hub=all(map(keras_config.is_in_keras_hub, parts)),
         )
         _write_json(stage / "task.json", task)
-        if model.end_token_ids is not None:
-            ends = generation_json(model.end_token_ids)
-            (stage / GENERATION_FILE).write_text(ends, encoding="utf-8")
+        if generation := generation_values(model.end_token_ids, options):
+            _write_json(stage / GENERATION_FILE, generation)
 
 
 def save_preprocessor(preprocessor: OPTCausalLMPreprocessor, folder: str | Path) -> None:

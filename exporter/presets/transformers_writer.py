@@ -11,6 +11,7 @@ from exporter.checkpoints.formats import HUGGING_FACE
 from exporter.checkpoints.writers import WRITTEN_FILES
 from exporter.opt.backbone import OPTBackbone
 from exporter.opt.tokenizer import OPTTokenizer
+from exporter.presets.generation_config import GENERATION_FILE, generation_values
 from exporter.presets.hugging_face_config import write_hugging_face_config
 from exporter.presets.live_weights import check_shard_size, write_live_weights
 from exporter.presets.pipeline_json import start_template
@@ -18,7 +19,7 @@ from exporter.presets.staging import check_format, staged_files
 from runtime.tokenization.tokenizer import Tokenizer
 from runtime.tokenization.tokenizer_json import TOKENIZER_FILE
 
-MODEL_FILES = (*WRITTEN_FILES["huggingface"], "generation_config.json")
+MODEL_FILES = (*WRITTEN_FILES["huggingface"], GENERATION_FILE)
 TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
@@ -35,6 +36,7 @@ def export_model(
     folder: str | Path,
     max_shard_size: float | None,
     end_token_ids: Sequence[int] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes transformers' `OPTForCausalLM`, and its tokenizer if there is one.
 
@@ -43,8 +45,8 @@ def export_model(
         tokenizer: gives the configuration its special ids, too.
         folder: created where it does not exist; other files in it stay.
         max_shard_size: most GB (2**30 bytes) of one weights file; `None` for a single one.
-
         end_token_ids: what ends texts, where that is not the tokenizer's end token alone.
+        options: what else `generation_config.json` says; see `carried_options`.
 
     Raises:
         ValueError: if the folder holds a Keras preset, for a size that is not positive, or if
@@ -53,15 +55,16 @@ def export_model(
     check_shard_size(max_shard_size)
     check_format(Path(folder), "huggingface")
     special: dict[str, Any] = {} if tokenizer is None else _special_ids(tokenizer)
-    if end_token_ids is not None:
-        special["eos_token_id"] = end_token_ids[0] if len(end_token_ids) == 1 else list(end_token_ids)
+    special |= generation_values(end_token_ids, {})
     dtype = backbone.token_embedding.embeddings.dtype
     config = write_hugging_face_config(backbone.model_config, dtype, backbone.dropout) | special
     replaced = MODEL_FILES if tokenizer is None else MODEL_FILES + TOKENIZER_FILES
     with staged_files(Path(folder), replaced) as stage:
         _write_json(stage / "config.json", config)
-        if special:
-            _write_json(stage / "generation_config.json", {"_from_model_config": True, **special})
+        if options:
+            _write_json(stage / GENERATION_FILE, {**special, **options})
+        elif special:
+            _write_json(stage / GENERATION_FILE, {"_from_model_config": True, **special})
         if tokenizer is not None:
             _write_tokenizer(tokenizer, stage)
         write_live_weights(backbone, stage, "huggingface", HUGGING_FACE, max_shard_size)

@@ -223,6 +223,12 @@ BAD: list[tuple[str, Any, str]] = [
         ("generation.end_token_ids", ids, "generation.end_token_ids must be ids from 0 to 299: ")
         for ids in ([], 2, "2", {}, [300], [2, -1], [True], [2.0], ["2"], [None], list(range(9000)))
     ),
+    *(
+        ("generation.options", options, "generation.options must be an object or null: ")
+        for options in (5, "stop", [], ["stop"], True)
+    ),
+    ("generation.options", {"n": 4}, "generation.options has 'n', and may have repetition_penalty, "),
+    ("generation.options", {"\x1b[2J": 4}, r"generation.options has '\\x1b\[2J', and may have"),
     ("graphs", ..., "lacks the value 'graphs'"),
     ("graphs", [], "is not valid"),
     ("graphs", {}, r"graphs lacks \["),
@@ -470,3 +476,16 @@ def test_a_bundle_of_an_older_export_says_nothing_of_what_ends_texts(tmp_path: P
     assert read(tmp_path, {**old, "generation": {**old["generation"], "end_token_ids": None}}) == read(
         tmp_path, old
     )
+
+
+def test_options_are_written_where_there_are_any(tmp_path: Path) -> None:
+    options = {"repetition_penalty": 1.2, "bad_words_ids": [[5, 6]]}
+    generation = dataclasses.replace(MANIFEST.generation, options=options)
+    dataclasses.replace(MANIFEST, generation=generation).write(tmp_path)
+    written = json.loads((tmp_path / "manifest.json").read_text("utf-8"))
+    assert written["generation"]["options"] == options
+    assert read_manifest(tmp_path).generation == generation
+    without = read(tmp_path, changed("generation.options", None))
+    assert without == MANIFEST
+    without.write(tmp_path)
+    assert "options" not in json.loads((tmp_path / "manifest.json").read_text("utf-8"))["generation"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from graphs.contract import Phase
 from runtime import BundleError, Generator, session_opener
 from runtime import bundle as bundle_module
 from runtime.bundle import Bundle, BundleReplacedError, load_bundle
+from runtime.generation_options import GenerationOptions
 from runtime.session import SessionDecoder
 from tests.runtime.toy import HIDDEN, approve, edit_manifest, flip_byte
 
@@ -107,6 +109,60 @@ def test_rows_of_its_own_sampler(toy_bundle_copy: Path, name: str, option: str) 
     assert load_bundle(toy_bundle_copy).manifest.generation.sampler["config"][option] == 256
     ask(257)
     assert_refused(toy_bundle_copy, "its sampler asks for 257 rows for each prompt, of at most 256")
+
+
+# === Options of its own ===
+
+
+def give_options(folder: Path, options: Any) -> None:
+    edit_manifest(folder, lambda values: values["generation"].update(options=options))
+
+
+def test_options_are_the_defaults_of_its_generator(toy_bundle_copy: Path) -> None:
+    assert Generator.from_bundle(toy_bundle_copy, "cpu", 1).default_options is None
+    give_options(toy_bundle_copy, {"suppress_tokens": [299, 5], "max_new_tokens": 3})
+    generator = Generator.from_bundle(toy_bundle_copy, "cpu", 1)
+    assert generator.default_options == GenerationOptions(suppress_tokens=(299, 5), max_new_tokens=3)
+    assert pickle.loads(pickle.dumps(generator)).default_options == generator.default_options
+    generator.default_options = None
+    assert pickle.loads(pickle.dumps(generator)).default_options is None
+
+
+def test_options_are_asked_of_every_text_of_a_call_without_any(toy_bundle_copy: Path) -> None:
+    give_options(toy_bundle_copy, {"max_new_tokens": 3, "min_new_tokens": 3})
+    generator = Generator.from_bundle(toy_bundle_copy, "cpu", 1)
+    for result in generator.generate_results(["the", "a king"]):
+        assert len(result.token_ids) == 3
+    (result,) = generator.generate_results("the", options=GenerationOptions(max_new_tokens=1))
+    assert len(result.token_ids) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"suppress_tokens": [300]}, "suppress_tokens must be ids of the model's vocabulary, 0 to 299"),
+        ({"bad_words_ids": [[5, 2**70]]}, "bad_words_ids must be ids of the model's vocabulary"),
+        ({"sequence_bias": [[[300], 1.0]]}, "sequence_bias must be ids of the model's vocabulary"),
+        ({"repetition_penalty": "1"}, "repetition_penalty must be a number above 0, got '1'"),
+        ({"bad_words_ids": [[[[[[]]]]]]}, "bad_words_ids must be token ids"),
+        ({"min_new_tokens": 4, "max_new_tokens": 3}, "min_new_tokens=4 must be at most max_new_tokens"),
+    ],
+)
+def test_options_that_are_not_valid(toy_bundle_copy: Path, options: Any, message: str) -> None:
+    give_options(toy_bundle_copy, options)
+    assert_refused(toy_bundle_copy, f"its generation.options are not valid: {message}")
+
+
+def test_who_has_no_options_imports_none(toy_bundle_copy: Path) -> None:
+    program = (
+        "import sys\n"
+        "from runtime import Generator\n"
+        "generator = Generator.from_bundle(sys.argv[1], device='cpu', threads=1)\n"
+        "generator.generate('the', max_length=4)\n"
+        "print('runtime.generation_options' in sys.modules)\n"
+    )
+    command = [sys.executable, "-c", program, str(toy_bundle_copy)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 # === Altered files ===
