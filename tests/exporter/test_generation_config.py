@@ -382,3 +382,25 @@ def test_options_that_files_cannot_carry_are_refused(build_model, tmp_path, opti
         with pytest.raises(ValueError, match=message):
             save(tmp_path / "folder")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.reference
+def test_a_bundle_writes_what_transformers_does_unasked(quick_tracing, hf_folder, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = shutil.copytree(hf_folder, tmp_path / "folder")
+    text = " the quick brown fox"
+    generators = {}
+    for name, options in (("without", {}), ("with", OPTIONS | {"max_new_tokens": 12})):
+        edit(folder, "generation_config.json", eos_token_id=2, **options)
+        export_bundle(folder, tmp_path / name, verify="none")
+        generators[name] = Generator.from_bundle(tmp_path / name, "cpu", 1)
+        generators[name].compile(sampler="greedy")
+    prompt = [2, *generators["with"].tokenizer.encode(text)]
+    theirs = AutoModelForCausalLM.from_pretrained(folder).generate(torch.tensor([prompt]))[0].tolist()
+    expected = theirs[len(prompt) :]
+    (ours,) = generators["with"].generate_results(text)
+    assert list(ours.token_ids) == expected
+    (free,) = generators["without"].generate_results(text, max_length=len(theirs))
+    assert list(free.token_ids) != expected
