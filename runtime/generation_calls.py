@@ -28,6 +28,7 @@ class GenerationArguments:
         stop_token_ids: tokens that end a text, or `"auto"` for the model's own.
         limits: when the call ends although its texts are not complete.
         options: `GenerationOptions` of all prompts, or one for each.
+        default_options: what these leave as it is.
     """
 
     sampler: Sampler
@@ -36,13 +37,15 @@ class GenerationArguments:
     stop_token_ids: frozenset[int] | Literal["auto"]
     limits: CallLimits
     options: Any = None
+    default_options: Any = None
 
     @property
     def longest(self) -> int | None:
         """What a text's prompt may have, where that is not the model's positions."""
         if self.max_length is not None:
             return self.max_length
-        listed = self.options if isinstance(self.options, (list, tuple)) else [self.options]
+        given = self.options if isinstance(self.options, (list, tuple)) else [self.options]
+        listed = [*given, self.default_options]
         if any(getattr(options, "max_new_tokens", None) is not None for options in listed):
             return None
         return self.default_length
@@ -90,7 +93,7 @@ def generation_call(
     stops = arguments.stop_token_ids
     if stops == "auto":
         stops = default_stop_ids(end_token_ids, tokenizer)
-    if arguments.options is None:
+    if arguments.options is None and arguments.default_options is None:
         requests = [Request(p, limit, stops) for p in prompts]
         search = arguments.sampler.search(requests, config.vocabulary_size)
         call = Call(requests, search, arguments.limits)
@@ -121,6 +124,9 @@ def _call_with_options(
     requests: list[Request] = []
     samplers: list[Sampler] = []
     options = read_options(arguments.options, len(prompts))
+    if arguments.default_options is not None:
+        merged = {id(own): own.after(arguments.default_options) for own in options}
+        options = [merged[id(own)] for own in options]
     for prompt, own in zip(prompts, options, strict=True):
         brought = made.get(id(own))
         if brought is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -191,6 +191,15 @@ class GenerationOptions:
                 f"there is no option {shown(unknown[0])}; there are {', '.join(sorted(known))}"
             )
         return cls(**{name: value for name, value in values.items() if value is not None})
+
+    def after(self, base: GenerationOptions) -> GenerationOptions:
+        """These options, and those of `base` that are not given here."""
+        given = {
+            entry.name: getattr(self, entry.name)
+            for entry in fields(self)
+            if getattr(self, entry.name) != _DEFAULTS[entry.name]
+        }
+        return replace(base, **given)
 
     def to_dict(self) -> dict[str, Any]:
         """The options that are not as they are by themselves, as plain JSON values.

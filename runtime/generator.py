@@ -285,7 +285,8 @@ class Generator:
                 or several (`end_token_ids`); `None` generates until `max_length`.
             strip_prompt: whether to leave the prompt out of the result.
             options: what else is asked of the texts; see `runtime.GenerationOptions`. One for all
-                prompts, or a sequence with one for each. By default the bundle's own, if it has any.
+                prompts, or a sequence with one for each. What they leave as it is, is as
+                `default_options` have it, the bundle's own.
             timeout: seconds from the call after which it ends, also in the middle of a long prompt.
             cancel: a `threading.Event`; the call ends soon after any thread sets it.
 
@@ -550,9 +551,8 @@ class Generator:
     ) -> GenerationArguments:
         limits = CallLimits(timeout, cancel)
         stops = read_stop_ids(stop_token_ids, self.config)
-        if options is None:
-            options = self.default_options
-        return GenerationArguments(self.sampler, max_length, self.max_length, stops, limits, options)
+        lengths = max_length, self.max_length
+        return GenerationArguments(self.sampler, *lengths, stops, limits, options, self.default_options)
 
     def _give(self, call: Call, batch: Batch, strip_prompt: bool) -> Any:
         """What `generate` gives back for a batch."""

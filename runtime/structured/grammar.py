@@ -82,7 +82,9 @@ class Grammar:
                 f"{error_text(matcher)}"
             )
         if not np.any(first & self.vocabulary.allowed):
-            raise ValueError(f"{kind} allows no text that this tokenizer's tokens can write, but the empty one")
+            raise ValueError(
+                f"{kind} allows no text that this tokenizer's tokens can write, but the empty one"
+            )
         return matcher
 
 
@@ -137,7 +139,8 @@ def _source(description: StructuredOutput) -> str:
 def _escaped(text: str) -> str:
     """A regular expression for one text."""
     return "".join(
-        char if char.isalnum() or char == " " or ord(char) > 127 else f"\\x{{{ord(char):x}}}" for char in text
+        char if char.isalnum() or char == " " or ord(char) > 127 else f"\\x{{{ord(char):x}}}"
+        for char in text
     )
 
 

@@ -305,3 +305,21 @@ def test_prompts_are_scored_as_by_score(generator: Generator) -> None:
         ["the king " * 3, "t"], options=GenerationOptions(max_new_tokens=3)
     )
     assert [r.token_ids for r in (first, other)] == [r.token_ids for r in plain]
+
+
+def test_options_of_a_call_go_before_the_generators(generator: Generator) -> None:
+    generator.compile("greedy")
+    own = GenerationOptions(max_new_tokens=4, suppress_tokens=[40, 41])
+    generator.default_options = own
+    try:
+        (found,) = generator.generate_results("t")
+        assert found.generated_tokens <= 4
+        given = GenerationOptions(max_new_tokens=6, ignore_eos=True)
+        (found,) = generator.generate_results("t", options=given)
+        both = GenerationOptions(max_new_tokens=6, ignore_eos=True, suppress_tokens=[40, 41])
+        generator.default_options = None
+        (wanted,) = generator.generate_results("t", options=both)
+        assert found.token_ids == wanted.token_ids
+        assert given.after(own) == both
+    finally:
+        generator.default_options = None
