@@ -20,6 +20,7 @@ MAX_NESTING = 100  # brackets in each other; llguidance reads up to 127
 MAX_SUBSCHEMAS = 10_000  # that are put together, references followed
 MAX_DEPTH = 300  # of them in each other
 MAX_PATTERNS = 16  # of properties of one object, each of which is compared with each
+MAX_STRING_PATTERNS = 8  # and formats that one string has to match
 MAX_OPTIONAL = 400  # properties that are not required: more are too many ways to go on
 MAX_MULTIPLE = 5000  # least common multiple for one value; takes as many states
 
@@ -30,7 +31,7 @@ _SINGLE = ("items", "additionalProperties", "additionalItems")
 _NO_LIMITS = (*_MAPS[2:], *_LISTS[:3], "$ref", "$schema", "$id", "$anchor", "$comment", "title",
               "description", "default", "examples")  # fmt: skip
 
-_Size = tuple[int, int, int]  # subschemas, patterns, least common multiple
+_Size = tuple[int, int, int, int]  # subschemas, patternProperties, least common multiple, patterns
 
 
 def _is_number(value: object) -> bool:
@@ -178,6 +179,7 @@ class _Sizes:
             ("subschemas to put together, references followed", size[0], MAX_SUBSCHEMAS),
             ("patternProperties to tell apart", size[1], MAX_PATTERNS),
             ("for the least common multiple of its multipleOf", size[2], MAX_MULTIPLE),
+            ("patterns and formats for one string", size[3], MAX_STRING_PATTERNS),
         ):
             if number > most:
                 raise ValueError(f"{place} has {number:,} or more {what}; at most {most:,} are allowed")
@@ -185,26 +187,36 @@ class _Sizes:
     def _of(self, schema: Any, depth: int = 0) -> _Size:
         """The size of a schema and all in it; once for what is in itself."""
         if not isinstance(schema, dict):
-            return 1, 0, 1
+            return 1, 0, 1, 0
         if id(schema) not in self._known:
             if depth > MAX_DEPTH:
                 raise ValueError(f"{self._name} has more than {MAX_DEPTH} schemas in each other")
-            self._known[id(schema)] = (1, 0, 1)
-            subschemas, patterns, multiple = _own_size(schema)
-            parts = [part for key in (*_MAPS[:2], *_LISTS) for part in _items(schema.get(key))]
-            for key in _SINGLE:
-                part = schema.get(key)
-                parts += part if isinstance(part, list) else [part]
-            if "$ref" in schema:
-                parts.append(self._target(schema["$ref"]))
-            for part in parts:
-                more, more_patterns, other = self._of(part, depth + 1)
+            self._known[id(schema)] = (1, 0, 1, 0)
+            subschemas, properties, multiple, here = _own_size(schema)
+            below = 0  # patterns for a string in the value
+            for key, part in self._parts(schema):
+                more, more_properties, other, strings = self._of(part, depth + 1)
                 # Capped, as references that double each other make numbers of any length.
                 subschemas = min(subschemas + more, MAX_SUBSCHEMAS + 1)
-                patterns = min(patterns + more_patterns, MAX_PATTERNS + 1)
+                properties = min(properties + more_properties, MAX_PATTERNS + 1)
                 multiple = min(math.lcm(multiple, other), MAX_MULTIPLE + 1)
-            self._known[id(schema)] = (subschemas, patterns, multiple)
+                if key in ("allOf", "$ref", "patternProperties"):
+                    here = min(here + strings, MAX_STRING_PATTERNS + 1)
+                else:
+                    below = max(below, strings)
+            strings = min(here + below, MAX_STRING_PATTERNS + 1)
+            self._known[id(schema)] = (subschemas, properties, multiple, strings)
         return self._known[id(schema)]
+
+    def _parts(self, schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+        """What is put together with a schema, each with its keyword."""
+        for key in (*_MAPS[:2], *_LISTS):
+            yield from ((key, part) for part in _items(schema.get(key)))
+        for key in _SINGLE:
+            part = schema.get(key)
+            yield from ((key, item) for item in (part if isinstance(part, list) else [part]))
+        if "$ref" in schema:
+            yield "$ref", self._target(schema["$ref"])
 
     def _target(self, reference: object) -> object:
         """What a JSON Pointer (RFC 6901) leads to, `None` for nothing."""
@@ -224,16 +236,18 @@ def _is_put_together(schema: dict[str, Any]) -> bool:
     """Whether several parts of a schema hold for the same value."""
     parts = len(_items(schema.get("allOf")))
     parts += sum(key in schema for key in ("$ref", "anyOf", "oneOf"))
+    parts += "patternProperties" in schema and "properties" in schema
     return parts + any(key not in _NO_LIMITS for key in schema) > 1
 
 
 def _own_size(schema: dict[str, Any]) -> _Size:
-    """One subschema, its number of patterns, and the digits of `multipleOf` without zeros at their end."""
+    """Of a schema without what is in it; of `multipleOf` the digits without zeros at their end."""
     multiple = 1
     if _is_number(schema.get("multipleOf")):
         digits = Decimal(str(schema["multipleOf"])).normalize().as_tuple().digits
         multiple = min(int("".join(map(str, digits))), MAX_MULTIPLE + 1)
-    return 1, min(len(_items(schema.get("patternProperties"))), MAX_PATTERNS + 1), multiple
+    properties = min(len(_items(schema.get("patternProperties"))), MAX_PATTERNS + 1)
+    return 1, properties, multiple, ("pattern" in schema) + ("format" in schema)
 
 
 def _items(value: object) -> list[Any]:
