@@ -40,7 +40,7 @@ from tests.graphs.pass_helpers import (  # noqa: E402
     with_weights,
 )
 
-CONFIG = ModelConfig(288, 2, 4, 32, 64, 64)  # the sizes of the exporter's toy, which is traced once
+CONFIG = ModelConfig(300, 2, 4, 32, 64, 64)
 MODELS = {
     "opt": CONFIG,
     "opt-350m": replace(CONFIG, embedding_dim=16, norm_first=False, final_norm=False),
