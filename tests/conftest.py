@@ -5,6 +5,7 @@ Nothing here needs more than serving does, so that the tests of `runtime/` run w
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import shutil
@@ -47,6 +48,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for name, reason in reasons.items():
             if item.get_closest_marker(name) is not None:
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: no collection of garbage looks through all of TensorFlow again."""
+    gc.collect()
+    gc.freeze()
 
 
 def _reason(name: str, config: pytest.Config) -> str | None:

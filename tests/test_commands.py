@@ -62,7 +62,12 @@ def test_nothing_of_the_working_folder_is_imported(
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("path", PATHS)
+QUICK = ("relative entries", "the folder as user base")
+
+
+@pytest.mark.parametrize(
+    "path", [pytest.param(p, marks=() if p in QUICK else pytest.mark.slow) for p in PATHS]
+)
 def test_a_check_imports_nothing_of_the_working_folder(
     commands: Path, hostile: tuple[Path, Path], toy_bundle_copy: Path, path: str
 ) -> None:

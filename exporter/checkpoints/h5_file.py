@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import ml_dtypes
 import numpy as np
 from h5py import h5d, h5g, h5l, h5o, h5z
 
@@ -94,7 +93,11 @@ class H5Reader:
                 values = self._read_plain(dataset, start, stop)
         except Exception as error:
             raise CheckpointError(f"{self._path} is truncated at tensor {name!r}: {error}") from None
-        return values if dataset.dtype.str[1:] in KINDS else values.view(ml_dtypes.bfloat16)
+        if dataset.dtype.str[1:] in KINDS:
+            return values
+        import ml_dtypes  # takes most of a second, which the child that only checks goes without
+
+        return values.view(ml_dtypes.bfloat16)
 
     def read_pieces(self) -> None:
         """Reads all values that the library puts together, and forgets them."""

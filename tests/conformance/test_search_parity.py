@@ -34,6 +34,13 @@ SEARCHES = {
     "contrastive": ("ContrastiveSampler", {}),
     "contrastive, k and alpha": ("ContrastiveSampler", {"k": 8, "alpha": 0.9, "temperature": 2.0}),
 }
+QUICK = ("beam, 5 beams", "contrastive, k and alpha")  # the others have defaults
+FEW = ("top_p", "beam", "contrastive")  # one of draws, and what has a search of its own
+
+
+def slow_but(quick, names):
+    """Parameters, of which those that are not among the quick ones are marked slow."""
+    return [pytest.param(n, marks=() if n in quick else pytest.mark.slow) for n in names]
 
 
 def pack(prompts):
@@ -70,10 +77,11 @@ def reference(hub_model, keras_hub):  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def expected(reference, keras_hub):  # noqa: F811
-    """keras-hub's tokens [4, LENGTH] for each search, prompt by prompt; and greedy ones."""
+def expected(request, reference, keras_hub):  # noqa: F811
+    """keras-hub's tokens [4, LENGTH] for each search that runs, prompt by prompt."""
     found = {}
-    for name, (class_name, config) in SEARCHES.items():
+    for name in SEARCHES if request.config.getoption("--slow") else QUICK:
+        class_name, config = SEARCHES[name]
         reference.compile(sampler=getattr(keras_hub.samplers, class_name)(**config))
         rows = [reference.generate(pack([prompt]), stop_token_ids=None) for prompt in PROMPTS]
         found[name] = np.concatenate([row["token_ids"] for row in rows]).tolist()
@@ -81,7 +89,7 @@ def expected(reference, keras_hub):  # noqa: F811
     return found
 
 
-@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("name", slow_but(QUICK, SEARCHES))
 @pytest.mark.parametrize("kind", ["keras_model", "bundle_generator"])
 def test_a_ragged_batch_gives_the_tokens_of_keras_hub(request, kind, name, expected):
     model = request.getfixturevalue(kind)
@@ -148,7 +156,7 @@ def seeded(name):
     return {"class_name": name, "config": {"seed": 6} if has_seed else {}}
 
 
-@pytest.mark.parametrize("name", samplers.NAMES)
+@pytest.mark.parametrize("name", slow_but(FEW, samplers.NAMES))
 def test_inputs_of_tensorflow(keras_model, name):
     import tensorflow as tf
 
@@ -172,7 +180,7 @@ def test_inputs_of_tensorflow(keras_model, name):
     assert again["padding_mask"].tolist() == found["padding_mask"].tolist()
 
 
-@pytest.mark.parametrize("name", samplers.NAMES)
+@pytest.mark.parametrize("name", slow_but(FEW, samplers.NAMES))
 def test_without_a_preprocessor(keras_model, name):
     from exporter import OPTCausalLM
 

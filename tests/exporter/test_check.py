@@ -272,7 +272,7 @@ def test_no_such_folder(tmp_path):
 @pytest.mark.parametrize(
     ("redirected", "code", "told"),
     [
-        (">&-", 0, ""),
+        pytest.param(">&-", 0, "", marks=pytest.mark.slow),
         ("<&- >&- 2>&-", 0, ""),
         ("2> /dev/full", 0, ""),
         ("> /dev/full", 2, "opt-export: [Errno 28] No space left on device: 'standard output'\n"),

@@ -133,7 +133,7 @@ def test_the_activation_is_the_layer_s_only_difference():
     assert np.abs(found["silu"] - found["relu"]).max() > 0.1
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("mixed_float16", marks=pytest.mark.slow)])
 def test_narrow_dtypes(model, dtype):
     config = model.backbone.model_config
     narrow = build(config, dtype=dtype)

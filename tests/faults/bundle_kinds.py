@@ -14,10 +14,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.faults.watched_bundle import OUTSIDE
 from tests.runtime.packs.packing import make_cpu_bundle
 from tests.runtime.toy import approve, edit_manifest, flip_byte
 
-OUTSIDE = "outside"  # a folder beside the bundle, with a copy of its files and a pipe
 GRAPH = "prefill.onnx"
 HUGE = 2**40
 BEAMS = {"class_name": "BeamSampler", "config": {"num_beams": 10**9}}

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -22,12 +21,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tests.faults import watched_bundle
 from tests.faults.bundle_kinds import KINDS, OUTSIDE, Kind
 
 TOY = Path(__file__).parents[1] / "data" / "toy_bundle"
-MEMORY = 512 * 1024**2
 SECONDS = 20
-PROMPT, LENGTH = "the king", 12
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ def _listing(folder: Path) -> dict[str, bytes]:
 
 def run(folder: Path, place: Path) -> tuple[str | None, str, list[str]]:
     """Error, message and forbidden files of a process that runs a bundle."""
-    command = [sys.executable, "-W", "ignore", "-m", __spec__.name, "--child", str(folder)]
+    command = [sys.executable, "-W", "ignore", "-m", watched_bundle.__name__, str(folder)]
     environment = {**os.environ, "XDG_CACHE_HOME": str(place / "cache")}
     try:
         process = subprocess.run(
@@ -90,36 +88,6 @@ def run(folder: Path, place: Path) -> tuple[str | None, str, list[str]]:
     except ValueError:
         return "a crash", process.stderr[-500:], []
     return error, message, opened
-
-
-def _child(folder: Path) -> tuple[str | None, str, list[str]]:
-    """Loads a bundle and writes with it, watched and limited."""
-    from runtime import Generator, session  # noqa: F401  (what is imported later would be watched too)
-
-    opened: list[str] = []
-    allowed = tuple(f"{path}/" for path in (folder, folder.parent / "cache", "/proc", "/sys", "/dev"))
-    writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-
-    def audit(event: str, arguments: tuple[object, ...]) -> None:
-        if event in ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn"):
-            opened.append(event)
-        if event != "open" or not isinstance(arguments[0], str):
-            return
-        path, flags = arguments[0], arguments[2]
-        beside = path.startswith(f"{folder.parent / OUTSIDE}/") or path == "/etc/passwd"
-        written = isinstance(flags, int) and flags & writing and not path.startswith(allowed)
-        if beside or written:
-            opened.append(path)
-
-    used = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
-    sys.addaudithook(audit)
-    try:
-        generator = Generator.from_bundle(folder, device="cpu", threads=1, verify=True)
-        generator.compile("greedy")
-        return None, generator.generate(PROMPT, max_length=LENGTH), opened
-    except Exception as error:
-        return type(error).__name__, str(error), opened
 
 
 def run_all() -> list[tuple[str, Outcome]]:
@@ -151,11 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print outcomes as JSON")
-    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if options.child is not None:
-        print(json.dumps(_child(options.child)))
-        return 0
     outcomes = run_all()
     if options.json:
         print(json.dumps([{"group": group, **asdict(outcome)} for group, outcome in outcomes]))

@@ -15,7 +15,8 @@ from runtime.bundle import load_bundle
 from runtime.errors import BundleError
 from tests.faults import bit_flips, hostile_bundles
 from tests.faults.bit_flips import Flip, Outcome
-from tests.faults.bundle_kinds import KINDS, OUTSIDE
+from tests.faults.bundle_kinds import KINDS
+from tests.faults.watched_bundle import OUTSIDE, PROMPT
 from tests.runtime.packs.packing import make_cpu_bundle
 
 ALL = [(group, kind) for group, kinds in KINDS.items() for kind in kinds]
@@ -32,7 +33,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
     """What the whole bundle says."""
     error, text, opened = hostile_bundles.run(hostile_bundles.TOY, tmp_path_factory.mktemp("whole"))
     assert (error, opened) == (None, [])
-    assert text.startswith(hostile_bundles.PROMPT)
+    assert text.startswith(PROMPT)
     return text
 
 

@@ -30,7 +30,7 @@ def run(repository: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "RUST_BACKTRACE": "0"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,  # each kind has a limit of its own
         check=False,
     )
 
