@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.engine.processors.processor import TokenIds
 from runtime.errors import StructuredOutputError
 from runtime.structured.grammar import Grammar, error_text
 
@@ -48,9 +49,7 @@ class GrammarConstraint:
         # Where a matcher went that had seen these tokens.
         self._moved: OrderedDict[tuple[int, ...], tuple[int, ...]] = OrderedDict()
 
-    def process(
-        self, token_ids: Sequence[int], prompt_length: int, logits: NDArray[np.float32]
-    ) -> None:
+    def process(self, token_ids: TokenIds, prompt_length: int, logits: NDArray[np.float32]) -> None:
         """Sets the logits of all tokens that are not allowed next to -inf.
 
         Args:
