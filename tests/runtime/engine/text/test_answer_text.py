@@ -143,3 +143,12 @@ def test_a_long_text_costs_each_token_the_same(tokenizer: Tokenizer) -> None:
         answer.push(token_id)
         answer.take()
         assert sum(map(len, answer._rest)) == answer.held <= 40
+
+
+def test_a_character_that_begins_after_the_stop_string_is_no_part_of_the_text() -> None:
+    letters = {**SPECIAL, **{c: IDS[byte] for c, byte in byte_alphabet().items()}}
+    merged = Tokenizer({**letters, "aÃ": len(letters)}, ["a Ã"])
+    assert merged.token_bytes(len(letters)) == b"a\xc3"
+    answer = AnswerText(merged, StopStrings(["a"], include=True))
+    assert pieces(answer, [*tokens("b"), len(letters)]) == ["b", "a", ""]
+    assert answer.text == "ba"
