@@ -342,7 +342,7 @@ class OPTCausalLM(CausalLM):
         preprocessor: an `OPTCausalLMPreprocessor` or `None`.
         compile: whether to compile with the defaults; without, `fit` asks for it.
         end_token_ids: each ends a text; by default the tokenizer's end token. keras-hub has one only.
-        default_options: `runtime.GenerationOptions`, or their plain values, of what calls leave as it is.
+        default_options: `runtime.GenerationOptions`, or their plain values, of all calls.
         trainable: whether the weights are trained; `False` freezes the backbone too.
 
     Call arguments:

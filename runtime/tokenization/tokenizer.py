@@ -7,7 +7,6 @@ in OPT's own tokenizer, as their `tokenizer.json` says in others.
 
 from __future__ import annotations
 
-import codecs
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -305,22 +304,3 @@ class Tokenizer:
         """Text of token ids; bytes that are not UTF-8 become U+FFFD."""
         skipped = frozenset(self.special_token_ids if skip_special_tokens else ())
         return b"".join(self.token_bytes(i) for i in ids if i not in skipped).decode(errors="replace")
-
-
-class StreamDecoder:
-    """Decodes tokens one by one, holding back bytes until they make whole characters."""
-
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
-        self._tokenizer = tokenizer
-        self._skipped = frozenset(tokenizer.special_token_ids if skip_special_tokens else ())
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def push(self, token_id: int) -> str:
-        """The characters that this token completes; often one word, sometimes nothing."""
-        if int(token_id) in self._skipped:
-            return ""
-        return self._decoder.decode(self._tokenizer.token_bytes(token_id))
-
-    def finish(self) -> str:
-        """What is left of an unfinished character: U+FFFD, or nothing."""
-        return self._decoder.decode(b"", final=True)

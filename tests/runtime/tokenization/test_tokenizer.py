@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from runtime.bundle import Bundle
-from runtime.tokenization.tokenizer import StreamDecoder, Tokenizer, byte_alphabet
+from runtime.tokenization.tokenizer import Tokenizer, byte_alphabet
+from tests.runtime.tokenization.pieces import pieces
 
 ALPHABET = byte_alphabet()
 SPECIAL = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
@@ -131,9 +133,8 @@ IDS = st.lists(st.integers(0, 299), max_size=30)  # 275 and above are no tokens
 def test_a_stream_is_decode_and_gives_whole_characters(
     tokenizer: Tokenizer, ids: list[int], skip: bool
 ) -> None:
-    stream = StreamDecoder(tokenizer, skip_special_tokens=skip)
-    pieces = [stream.push(i) for i in ids]
-    assert "".join([*pieces, stream.finish()]) == tokenizer.decode(ids, skip_special_tokens=skip)
+    found = "".join(pieces(tokenizer, ids, skip_special_tokens=skip))
+    assert found == tokenizer.decode(ids, skip_special_tokens=skip)
     kept = [i for i in ids if not (skip and i in (1, 2))]
     data = b"".join(tokenizer.token_bytes(i) for i in kept)
     assert tokenizer.decode(ids, skip_special_tokens=skip) == data.decode("utf-8", errors="replace")
@@ -141,27 +142,21 @@ def test_a_stream_is_decode_and_gives_whole_characters(
 
 @given(ANY_TEXT)
 def test_a_stream_of_text_never_shows_part_of_a_character(tokenizer: Tokenizer, text: str) -> None:
-    stream = StreamDecoder(tokenizer, skip_special_tokens=False)
-    shown = ""
-    for i in tokenizer.encode(text):
-        shown += stream.push(i)
+    *found, end = pieces(tokenizer, tokenizer.encode(text), skip_special_tokens=False)
+    for shown in itertools.accumulate(found):
         assert text.startswith(shown)
-    assert shown == text
-    assert stream.finish() == ""
+    assert "".join(found) == text
+    assert end == ""
 
 
 def test_a_character_of_four_bytes_comes_with_its_last() -> None:
     plain = small()
-    ids = plain.encode("é😀")
-    stream = StreamDecoder(plain)
-    assert [stream.push(i) for i in ids] == ["", "é", "", "", "", "😀"]
+    assert pieces(plain, plain.encode("é😀")) == ["", "é", "", "", "", "😀", ""]
 
 
 def test_an_unfinished_character_ends_as_a_replacement() -> None:
     plain = small()
-    stream = StreamDecoder(plain)
-    assert [stream.push(i) for i in plain.encode("a😀")[:3]] == ["a", "", ""]
-    assert stream.finish() == "\ufffd"
+    assert pieces(plain, plain.encode("a😀")[:3]) == ["a", "", "", "\ufffd"]
     assert plain.decode(plain.encode("a😀")[:3]) == "a\ufffd"
 
 

@@ -15,7 +15,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from runtime import BundleError
 from runtime.bundle import load_bundle
 from runtime.tokenization.pipeline import SpecialTokens
-from runtime.tokenization.tokenizer import StreamDecoder, Tokenizer, byte_alphabet
+from runtime.tokenization.tokenizer import Tokenizer, byte_alphabet
+from tests.runtime.tokenization.pieces import pieces
 from tests.runtime.toy import edit_manifest
 
 SPECIAL = ["<s>", "<pad>", "</s>", "[REF]"]
@@ -87,8 +88,7 @@ def test_added_tokens_of_the_alphabets_letters_alone(token: str) -> None:
     assert added.encode(f"a{token}b") == [*added.encode("a"), token_id, *added.encode("b")]
     assert added.token_bytes(token_id) == token.encode()
     assert added.decode(added.encode(f"a{token}b")) == f"a{token}b"
-    stream = StreamDecoder(added)
-    assert stream.push(token_id) == token
+    assert pieces(added, [token_id]) == [token, ""]
 
 
 def test_ids_with_gaps_before_added_tokens() -> None:
@@ -101,9 +101,8 @@ def test_ids_with_gaps_before_added_tokens() -> None:
 
 @given(st.lists(st.integers(0, 270), max_size=30), st.booleans())
 def test_a_stream_is_decode(tokenizer: Tokenizer, ids: list[int], skip: bool) -> None:
-    stream = StreamDecoder(tokenizer, skip_special_tokens=skip)
-    pieces = [*map(stream.push, ids), stream.finish()]
-    assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=skip)
+    found = "".join(pieces(tokenizer, ids, skip_special_tokens=skip))
+    assert found == tokenizer.decode(ids, skip_special_tokens=skip)
 
 
 def test_save_and_load(tokenizer: Tokenizer, tmp_path: Path) -> None:
