@@ -49,7 +49,9 @@ class StructuredOutput:
 
     def __post_init__(self) -> None:
         names = [field.name for field in fields(self)]
-        given = [name for name in names if not (getattr(self, name) is None or getattr(self, name) is False)]
+        given = [
+            name for name in names if not (getattr(self, name) is None or getattr(self, name) is False)
+        ]
         if len(given) != 1:
             got = " and ".join(given) if given else "none of them"
             raise ValueError(f"a structured output is one of {', '.join(names)}, got {got}")

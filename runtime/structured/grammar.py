@@ -73,16 +73,19 @@ class Grammar:
             )
 
         matcher = _on_large_stack(make)
+        # What takes too much often shows at the first token.
+        error = matcher
         if not matcher.is_error():
-            first = np.frombuffer(matcher.compute_bitmask(), np.uint32)
-        if matcher.is_error():
-            value = getattr(self.description, kind)
+            first = np.frombuffer(matcher.compute_bitmask(), "<u4") & self.vocabulary.allowed
+            if not matcher.is_error() and not first.any():
+                raise ValueError(f"{kind} allows no text of this tokenizer's tokens, but the empty one")
+            error = matcher if matcher.is_error() else matcher.deep_copy()
+            error.consume_token(int(np.unpackbits(first.view(np.uint8), bitorder="little").argmax()))
+        if error.is_error():
             raise ValueError(
-                f"{kind} is {shown(value)}, which is not valid, not supported or takes too much: "
-                f"{error_text(matcher)}"
+                f"{kind} is {shown(getattr(self.description, kind))}, which is not valid, not supported "
+                f"or takes too much: {error_text(error)}"
             )
-        if not np.any(first & self.vocabulary.allowed):
-            raise ValueError(f"{kind} allows no text that this tokenizer's tokens can write, but the empty one")
         return matcher
 
 
@@ -137,7 +140,8 @@ def _source(description: StructuredOutput) -> str:
 def _escaped(text: str) -> str:
     """A regular expression for one text."""
     return "".join(
-        char if char.isalnum() or char == " " or ord(char) > 127 else f"\\x{{{ord(char):x}}}" for char in text
+        char if char.isalnum() or char == " " or ord(char) > 127 else f"\\x{{{ord(char):x}}}"
+        for char in text
     )
 
 

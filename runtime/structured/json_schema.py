@@ -104,16 +104,12 @@ def check_schema(schema: Any, name: str) -> None:
 
 
 def _nesting(value: object) -> int:
+    """Brackets in each other; not all are counted where they are too many."""
     depth, level = 0, [value]
-    while level and depth <= MAX_NESTING:
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, (dict, list))
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
+    while depth <= MAX_NESTING and (level := [v for v in level if isinstance(v, (dict, list))]):
         depth += 1
-    return depth - 1
+        level = [inner for outer in level for inner in _items(outer)]
+    return depth
 
 
 def _subschemas(schema: Any, place: str) -> Iterator[tuple[str, Any]]:

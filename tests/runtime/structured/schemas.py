@@ -30,7 +30,7 @@ TEXTS: list[Schema] = [
         {"format": "uuid"},
         {"format": "email", "maxLength": 30},
         {"format": "hostname", "maxLength": 20},
-        {"enum": ["Straße", "naïve", "日本", "😀", "tab\tquote\"back\\slash", ""]},
+        {"enum": ["Straße", "naïve", "日本", "😀", 'tab\tquote"back\\slash', ""]},
         {"const": "\u0001 control \u007f"},
     )
 ]
@@ -139,7 +139,12 @@ def all_schemas(count: int) -> list[Schema]:
     kinds += [lambda a, b, i=i: _objects(a, b)[i] for i in range(6)]
     kinds += [lambda a, b, i=i: _combined(a, b)[i] for i in range(4)]
     put_together = (kind(*pair) for pair, kind in zip(itertools.cycle(pairs), itertools.cycle(kinds)))
-    return [*LEAVES, TREE, {"type": "object", "maxProperties": 3}, *put_together_first(put_together, count)][:count]
+    return [
+        *LEAVES,
+        TREE,
+        {"type": "object", "maxProperties": 3},
+        *put_together_first(put_together, count),
+    ][:count]
 
 
 def put_together_first(schemas: Any, count: int) -> list[Schema]:

@@ -24,7 +24,6 @@ TEXTS = 4  # under each schema
 MOST = 150  # tokens
 
 
-
 def rfc3339(text: str) -> str:
     """As Python's datetime reads it, without a year 0, leap seconds and parts of seconds."""
     return re.sub(r"^0000", "2000", re.sub(r":60", ":59", re.sub(r"\.\d+", "", text.upper())))
@@ -45,7 +44,9 @@ FORMATS = {
 def format_checker() -> Any:
     checker = jsonschema.FormatChecker(formats=())
     for name, check in FORMATS.items():
-        checker.checks(name, raises=ValueError)(lambda text, c=check: not isinstance(text, str) or bool(c(text)))
+        checker.checks(name, raises=ValueError)(
+            lambda text, c=check: not isinstance(text, str) or bool(c(text))
+        )
     return checker
 
 
