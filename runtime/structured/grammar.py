@@ -83,8 +83,8 @@ class Grammar:
             error.consume_token(int(np.unpackbits(first.view(np.uint8), bitorder="little").argmax()))
         if error.is_error():
             raise ValueError(
-                f"{kind} is {shown(getattr(self.description, kind))}, which is not valid, not supported "
-                f"or takes too much: {error_text(error)}"
+                f"{kind} is {shown(getattr(self.description, kind))}, which is not valid, not "
+                f"supported or takes too much: {error_text(error)}"
             )
         return matcher
 

@@ -145,14 +145,15 @@ def _check_keywords(schema: dict[str, Any], place: str) -> None:
     optional = len(schema.get("properties", {}).keys() - set(schema.get("required", ())))
     if optional > MAX_OPTIONAL:
         raise ValueError(
-            f"{place} has {optional:,} properties that are not required; at most {MAX_OPTIONAL} are allowed"
+            f"{place} has {optional:,} properties that are not required; at most {MAX_OPTIONAL} are "
+            "allowed"
         )
     # A name may be written twice, and counts once when it is read.
     least = schema.get("minProperties", 0)
     if least > max(1, len(set(schema.get("required", ())))):
         raise ValueError(
-            f"{place}.minProperties is {shown(least)}, which is not supported above 1 and the number of "
-            "required properties; name the properties in required"
+            f"{place}.minProperties is {shown(least)}, which is not supported above 1 and the number "
+            "of required properties; name the properties in required"
         )
 
 

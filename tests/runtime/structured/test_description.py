@@ -83,10 +83,10 @@ def test_what_is_no_description_is_refused(values: dict[str, Any], message: str)
     ("schema", "message"),
     [
         ({"type": "strnig"}, "json_schema.type must be one or several of null, .*got 'strnig'"),
-        ({"properties": {"a": {"minLength": "x"}}}, r"properties\['a'\].minLength must be a whole number"),
+        ({"properties": {"a": {"minLength": "x"}}}, r"properties\['a'\].minLength must be a whole"),
         ({"properties": 5}, "json_schema.properties must be an object of schemas, got 5"),
         ({"items": {"anyOf": {}}}, "json_schema.items.anyOf must be a list of schemas"),
-        ({"anyOf": [{}, 5]}, r"json_schema.anyOf\[1\] must be a schema, an object or true or false, got 5"),
+        ({"anyOf": [{}, 5]}, r"json_schema.anyOf\[1\] must be a schema, .*, got 5"),
         ({"required": "a"}, "json_schema.required must be a list of strings, got 'a'"),
         ({"enum": []}, "json_schema.enum must be a list of at least one value"),
         ({"exclusiveMinimum": True}, "json_schema.exclusiveMinimum must be a number, got True"),
@@ -101,9 +101,9 @@ def test_what_is_no_description_is_refused(values: dict[str, Any], message: str)
         ({"properties": {f"{i}": {} for i in range(401)}}, "401 properties that are not required"),
         ({"allOf": [{"pattern": "a" * i} for i in range(1, 31)]}, "9 or more patterns and formats"),
         (doubling(lambda ref: {"allOf": [ref, ref]}), "10,001 or more subschemas"),
-        (doubling(lambda ref: {"properties": {"x": {"allOf": [ref, ref]}}}), "10,001 or more subschemas"),
-        (doubling(lambda ref: {"properties": {k: {"type": "object", **ref} for k in "xy"}}), "10,001 or"),
-        (doubling(lambda ref: {"properties": {"ab": ref}, "patternProperties": {"^a": ref}}), "10,001 or"),
+        (doubling(lambda ref: {"properties": {"x": {"allOf": [ref, ref]}}}), "10,001 or more"),
+        (doubling(lambda ref: {"properties": {k: {"type": "object", **ref} for k in "xy"}}), "10,001"),
+        (doubling(lambda ref: {"properties": {"ab": ref}, "patternProperties": {"^a": ref}}), "10,001"),
     ],
 )  # fmt: skip
 def test_what_is_no_schema_or_explodes_is_refused_with_its_place(schema: Any, message: str) -> None:

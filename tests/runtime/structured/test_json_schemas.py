@@ -94,8 +94,12 @@ def test_what_does_not_follow_a_schema_is_no_text_of_it() -> None:
 
 def test_properties_come_in_the_order_of_the_schema_given_as_a_mapping_or_text() -> None:
     tokenizer = tiny_tokenizer()
-    schema = {"properties": {"z": {"const": 1}, "a": {"const": 2}}, "required": ["a", "z"], "type": "object",
-              "additionalProperties": False}  # fmt: skip
+    schema = {
+        "type": "object",
+        "properties": {"z": {"const": 1}, "a": {"const": 2}},
+        "required": ["a", "z"],
+        "additionalProperties": False,
+    }
     for given in (schema, json.dumps(schema, indent=2)):
         constraint = GrammarConstraint(compiled(json_schema=given), {END})
         new = draw(constraint, np.random.default_rng(0), MOST, bias=closing(tokenizer))
