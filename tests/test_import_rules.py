@@ -89,7 +89,9 @@ def test_llguidance_is_imported_when_a_grammar_is_compiled() -> None:
     users = [m for m in names(*PACKAGES) if is_importing(m, "llguidance")]
     assert users == USERS_OF_LLGUIDANCE
     tree = ast.parse((REPOSITORY / users[0]).read_text("utf-8"))
-    assert not any("llguidance" in ast.unparse(node) for node in tree.body if isinstance(node, ast.Import))
+    assert not any(
+        "llguidance" in ast.unparse(node) for node in tree.body if isinstance(node, ast.Import)
+    )
 
 
 def is_importing(module: str, package: str) -> bool:

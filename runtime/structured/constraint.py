@@ -37,6 +37,7 @@ class GrammarConstraint:
     def __init__(self, grammar: Grammar, stop_token_ids: Collection[int] = ()) -> None:
         vocabulary = grammar.vocabulary
         self._grammar = grammar
+        self._kind = grammar.description.kind
         self._stops = frozenset(stop_token_ids)
         bits = np.zeros(vocabulary.words * 32, np.uint8)
         bits[sorted(self._stops)] = 1
@@ -101,7 +102,7 @@ class GrammarConstraint:
             mask |= self._stop_mask
         if not mask.any():
             raise StructuredOutputError(
-                f"the {self._grammar.description.kind} leaves no token to follow {len(new)} new tokens: "
+                f"the {self._kind} leaves no token to follow {len(new)} new tokens: "
                 + (
                     "the text is complete, and there is no token to stop it"
                     if matcher.is_accepting()
@@ -164,7 +165,7 @@ class GrammarConstraint:
     def _check(self, matcher: Any, new: tuple[int, ...]) -> None:
         if matcher.is_error():
             raise StructuredOutputError(
-                f"the {self._grammar.description.kind} cannot be followed through {len(new)} new tokens: "
+                f"the {self._kind} cannot be followed through {len(new)} new tokens: "
                 f"{error_text(matcher)}"
             )
 

@@ -28,9 +28,9 @@ class StructuredOutput:
     What llguidance does not support is refused when it is compiled.
 
     Attributes:
-        json_schema: a JSON text that a JSON Schema describes, given as a mapping or as JSON text; kept as
-            text. Properties come in the schema's order. White space is one space, or a line end with up
-            to 32 spaces or tabs.
+        json_schema: JSON of a JSON Schema, which is given as a mapping or as text and kept as text.
+            Properties come in the schema's order. White space is one space, or a line end with up to 32
+            spaces or tabs.
         regex: a text that matches a regular expression as a whole, in the syntax of Rust's `regex`
             without look-around, back references and word borders.
         choice: one of some strings; given as a list, kept as a tuple.

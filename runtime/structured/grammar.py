@@ -73,17 +73,18 @@ class Grammar:
             )
 
         matcher = _on_large_stack(make)
+        # What takes too much often shows at the first token.
+        error = matcher
         if not matcher.is_error():
-            first = np.frombuffer(matcher.compute_bitmask(), np.uint32)
-        if matcher.is_error():
-            value = getattr(self.description, kind)
+            first = np.frombuffer(matcher.compute_bitmask(), "<u4") & self.vocabulary.allowed
+            if not matcher.is_error() and not first.any():
+                raise ValueError(f"{kind} allows no text of this tokenizer's tokens, but the empty one")
+            error = matcher if matcher.is_error() else matcher.deep_copy()
+            error.consume_token(int(np.unpackbits(first.view(np.uint8), bitorder="little").argmax()))
+        if error.is_error():
             raise ValueError(
-                f"{kind} is {shown(value)}, which is not valid, not supported or takes too much: "
-                f"{error_text(matcher)}"
-            )
-        if not np.any(first & self.vocabulary.allowed):
-            raise ValueError(
-                f"{kind} allows no text that this tokenizer's tokens can write, but the empty one"
+                f"{kind} is {shown(getattr(self.description, kind))}, which is not valid, not "
+                f"supported or takes too much: {error_text(error)}"
             )
         return matcher
 

@@ -104,16 +104,12 @@ def check_schema(schema: Any, name: str) -> None:
 
 
 def _nesting(value: object) -> int:
+    """Brackets in each other; not all are counted where they are too many."""
     depth, level = 0, [value]
-    while level and depth <= MAX_NESTING:
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, (dict, list))
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
+    while depth <= MAX_NESTING and (level := [v for v in level if isinstance(v, (dict, list))]):
         depth += 1
-    return depth - 1
+        level = [inner for outer in level for inner in _items(outer)]
+    return depth
 
 
 def _subschemas(schema: Any, place: str) -> Iterator[tuple[str, Any]]:
@@ -149,14 +145,15 @@ def _check_keywords(schema: dict[str, Any], place: str) -> None:
     optional = len(schema.get("properties", {}).keys() - set(schema.get("required", ())))
     if optional > MAX_OPTIONAL:
         raise ValueError(
-            f"{place} has {optional:,} properties that are not required; at most {MAX_OPTIONAL} are allowed"
+            f"{place} has {optional:,} properties that are not required; at most {MAX_OPTIONAL} are "
+            "allowed"
         )
     # A name may be written twice, and counts once when it is read.
     least = schema.get("minProperties", 0)
     if least > max(1, len(set(schema.get("required", ())))):
         raise ValueError(
-            f"{place}.minProperties is {shown(least)}, which is not supported above 1 and the number of "
-            "required properties; name the properties in required"
+            f"{place}.minProperties is {shown(least)}, which is not supported above 1 and the number "
+            "of required properties; name the properties in required"
         )
 
 

@@ -30,7 +30,7 @@ TEXTS: list[Schema] = [
         {"format": "uuid"},
         {"format": "email", "maxLength": 30},
         {"format": "hostname", "maxLength": 20},
-        {"enum": ["Straße", "naïve", "日本", "😀", "tab\tquote\"back\\slash", ""]},
+        {"enum": ["Straße", "naïve", "日本", "😀", 'tab\tquote"back\\slash', ""]},
         {"const": "\u0001 control \u007f"},
     )
 ]
@@ -82,7 +82,8 @@ def _objects(one: Schema, two: Schema) -> list[Schema]:
             "required": ["one"],
             "additionalProperties": False,
         },
-        {"type": "object", "properties": {"größe": one}, "required": ["größe", "b"], "additionalProperties": two},
+        {"type": "object", "properties": {"größe": one}, "required": ["größe", "b"],
+         "additionalProperties": two},
         {"type": "object", "additionalProperties": one, "maxProperties": 2},
         {"type": "object", "additionalProperties": two, "minProperties": 1, "maxProperties": 1},
         {
@@ -92,7 +93,8 @@ def _objects(one: Schema, two: Schema) -> list[Schema]:
             "maxProperties": 2,
         },
         {"type": "object", "properties": {"in": {"type": "object", "properties": {"deep": one},
-         "required": ["deep"], "additionalProperties": False}}, "required": ["in"], "additionalProperties": False},
+         "required": ["deep"], "additionalProperties": False}}, "required": ["in"],
+         "additionalProperties": False},
     ]  # fmt: skip
 
 
@@ -138,10 +140,7 @@ def all_schemas(count: int) -> list[Schema]:
     kinds = [lambda a, b, i=i: _lists(a, b)[i] for i in range(4)]
     kinds += [lambda a, b, i=i: _objects(a, b)[i] for i in range(6)]
     kinds += [lambda a, b, i=i: _combined(a, b)[i] for i in range(4)]
-    put_together = (kind(*pair) for pair, kind in zip(itertools.cycle(pairs), itertools.cycle(kinds)))
-    return [*LEAVES, TREE, {"type": "object", "maxProperties": 3}, *put_together_first(put_together, count)][:count]
-
-
-def put_together_first(schemas: Any, count: int) -> list[Schema]:
-    """As many as there may be a need for."""
-    return list(itertools.islice(schemas, count))
+    pairs_and_kinds = zip(itertools.cycle(pairs), itertools.cycle(kinds), strict=False)
+    first = [*LEAVES, TREE, {"type": "object", "maxProperties": 3}]
+    rest = itertools.islice(pairs_and_kinds, count - len(first))
+    return [*first, *(kind(*pair) for pair, kind in rest)]

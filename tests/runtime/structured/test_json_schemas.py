@@ -24,7 +24,6 @@ TEXTS = 4  # under each schema
 MOST = 150  # tokens
 
 
-
 def rfc3339(text: str) -> str:
     """As Python's datetime reads it, without a year 0, leap seconds and parts of seconds."""
     return re.sub(r"^0000", "2000", re.sub(r":60", ":59", re.sub(r"\.\d+", "", text.upper())))
@@ -45,7 +44,9 @@ FORMATS = {
 def format_checker() -> Any:
     checker = jsonschema.FormatChecker(formats=())
     for name, check in FORMATS.items():
-        checker.checks(name, raises=ValueError)(lambda text, c=check: not isinstance(text, str) or bool(c(text)))
+        checker.checks(name, raises=ValueError)(
+            lambda text, c=check: not isinstance(text, str) or bool(c(text))
+        )
     return checker
 
 
@@ -93,8 +94,12 @@ def test_what_does_not_follow_a_schema_is_no_text_of_it() -> None:
 
 def test_properties_come_in_the_order_of_the_schema_given_as_a_mapping_or_text() -> None:
     tokenizer = tiny_tokenizer()
-    schema = {"properties": {"z": {"const": 1}, "a": {"const": 2}}, "required": ["a", "z"], "type": "object",
-              "additionalProperties": False}  # fmt: skip
+    schema = {
+        "type": "object",
+        "properties": {"z": {"const": 1}, "a": {"const": 2}},
+        "required": ["a", "z"],
+        "additionalProperties": False,
+    }
     for given in (schema, json.dumps(schema, indent=2)):
         constraint = GrammarConstraint(compiled(json_schema=given), {END})
         new = draw(constraint, np.random.default_rng(0), MOST, bias=closing(tokenizer))
