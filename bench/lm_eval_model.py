@@ -70,9 +70,9 @@ class OptOnnxLM(TemplateLM):
     ) -> None:
         super().__init__()
         if unknown:
-            known = ", ".join(OptOnnxLM.__init__.__annotations__.keys() - {"unknown", "return"})
+            known = sorted(OptOnnxLM.__init__.__annotations__.keys() - {"unknown", "return"})
             raise ValueError(
-                f"there is no model argument {shown(next(iter(unknown)))}; there are {known}"
+                f"there is no model argument {shown(next(iter(unknown)))}; there are {', '.join(known)}"
             )
         if bundle is None:
             raise ValueError("bundle is missing: --model_args bundle=FOLDER, one that opt-export made")
