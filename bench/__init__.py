@@ -1,6 +1,7 @@
 """Measuring: `opt-bench` for one bundle, comparison with other systems, perplexity.
 
-`opt_bench`, `perplexity` and what they import need only what serving needs. `make_checkpoint` needs the
+`opt_bench`, `perplexity` and what they import need only what serving needs; `lm_eval` also the extra
+`eval`. `make_checkpoint` needs the
 exporter; `compare` also needs the systems that it compares with, each in a process of its own.
 """
 
