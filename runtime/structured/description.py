@@ -10,15 +10,17 @@ from typing import Any, Literal, cast
 
 from graphs.shown import shown
 from graphs.strict_json import parse_json
-from runtime.structured.json_schema import check_schema
+from runtime.structured.json_schema import MAX_STRING_PATTERNS, check_schema
 from runtime.structured.repetitions import check_repetitions
 
 MAX_BYTES = 2**16  # of a description; llguidance compiles as much in about a second
 MAX_CHOICES = 5000
+MAX_OPERATORS = MAX_STRING_PATTERNS  # "and" and "not" between patterns, of a grammar
 
 Kind = Literal["json_schema", "regex", "choice", "grammar", "json_object"]
 
 _EMBEDDED_SCHEMA = re.compile(r"%json\s*")
+_LITERALS = re.compile(r'"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\\n])+/|//.*')
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,11 @@ def _read_choice(value: object) -> tuple[str, ...]:
 
 def _read_grammar(value: object) -> str:
     text = _sized(value, "grammar")
+    operators = sum(map(_LITERALS.sub("", text).count, "&~"))
+    if operators > MAX_OPERATORS:
+        raise ValueError(
+            f"grammar has {operators} operators & and ~; at most {MAX_OPERATORS} are allowed"
+        )
     for found in _EMBEDDED_SCHEMA.finditer(text):
         try:
             schema, _ = json.JSONDecoder().raw_decode(text, found.end())

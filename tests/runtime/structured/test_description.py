@@ -19,6 +19,7 @@ from runtime.structured.repetitions import most_repetitions
         ({"regex": "a+"}, "regex"),
         ({"choice": ["a", "b"]}, "choice"),
         ({"grammar": 'start: "a"'}, "grammar"),
+        ({"grammar": 'start: "' + "&" * 50 + '" /~&/ "' + "~" * 50 + '"'}, "grammar"),
         ({"json_object": True, "regex": None}, "json_object"),
     ],
 )
@@ -66,6 +67,10 @@ def doubling(part: Any) -> Any:
         ({"choice": ["a"] * 5001}, "choice has 5,001 strings; at most 5,000"),
         ({"grammar": "start: %json a"}, "grammar has a %json that no JSON follows"),
         ({"grammar": 'start: %json {"type": 5}'}, "grammar's %json.type must be one or several of"),
+        (
+            {"grammar": "start: T\nT: " + " & ".join(f"/.*{i}.*/" for i in range(30))},
+            "grammar has 29 operators",
+        ),
         ({"json_schema": 5}, "json_schema must be a mapping or JSON text, got 5"),
         ({"json_schema": "{"}, "json_schema is not JSON"),
         ({"json_schema": '{"a": 1, "a": 2}'}, "it gives the name 'a' twice"),
