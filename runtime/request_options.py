@@ -138,7 +138,8 @@ def request_options(
     ends = frozenset(options.stop_token_ids) | (frozenset() if options.ignore_eos else end_token_ids)
     chosen, warpers = _choice(options, sampler, config)
     functions: list[Processor] = [FunctionProcessor(function) for function in options.processors]
-    processors = [*_processors(options, ends, config)], [*functions, *warpers]
+    # A structure comes behind what could allow tokens again.
+    processors = [*_processors(options, ends, config), *functions], warpers
     ranked = options.best_of is not None and options.best_of > options.n
     base = Request(
         prompt=(),
