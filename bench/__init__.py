@@ -1,8 +1,8 @@
 """Measuring: `opt-bench` for one bundle, comparison with other systems, perplexity.
 
-`opt_bench`, `perplexity` and what they import need only what serving needs; `lm_eval` also the extra
-`eval`. `make_checkpoint` needs the
-exporter; `compare` also needs the systems that it compares with, each in a process of its own.
+`opt_bench`, `perplexity` and what they import need only what serving needs; `lm_eval` also needs the
+extra `eval`. `make_checkpoint` needs the exporter; `compare` also needs the systems that it compares
+with, each in a process of its own.
 """
 
 try:

@@ -35,8 +35,8 @@ _Prompt = tuple[tuple[str, dict[str, Any]], list[int], GenerationOptions, list[s
 class OptOnnxLM(TemplateLM):
     """Scores and continues texts by `runtime.Generator`.
 
-    Requests are given to the engine many at a time, which decides how many of them a step serves; no
-    figure depends on how many those are.
+    Requests are given to the engine many at a time, which decides how many of them a step serves; how
+    many those are changes no text, and log-probabilities by rounding at most.
 
     Args:
         bundle: path of the bundle's folder.
