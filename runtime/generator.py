@@ -557,9 +557,10 @@ class Generator:
     def _give(self, call: Call, batch: Batch, strip_prompt: bool) -> Any:
         """What `generate` gives back for a batch."""
         call.check_complete()
+        rows = call.search.rows
         if isinstance(batch, TextBatch):
-            return give_texts(give_results(call, self.tokenizer, strip_prompt), batch.single)
-        return give_tokens(batch, call.sequences, strip_prompt)
+            return give_texts(give_results(call, self.tokenizer, strip_prompt), batch.single, rows)
+        return give_tokens(batch, call.sequences, strip_prompt, rows)
 
     def _complete(self, call: Call) -> Call:
         """Has a call done, from its first step to its end."""
