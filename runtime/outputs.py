@@ -94,13 +94,16 @@ def _beam(row: Row, found: Hypothesis, tokenizer: Tokenizer | None, strip_prompt
 def _chosen(texts: Sequence[GenerationResult], count: int) -> GenerationResult:
     """The best of a prompt's texts, by the mean log-probability of a token where there are more."""
     if len(texts) > count:
+        prompt = texts[0].prompt_logprobs  # which the first one tells of
         texts = sorted(texts, key=_mean_log_probability, reverse=True)[:count]
+        texts = [replace(text, prompt_logprobs=None) for text in texts]
+        texts[0] = replace(texts[0], prompt_logprobs=prompt)
     return texts[0] if len(texts) == 1 else replace(texts[0], samples=tuple(texts))
 
 
 def _mean_log_probability(result: GenerationResult) -> float:
     found = [token.log_probability for token in result.logprobs or ()]
-    return math.fsum(found) / len(found) if found else 0.0
+    return math.fsum(found) / len(found) if found else -math.inf
 
 
 def give_texts(results: Sequence[GenerationResult], single: bool, num_beams: int) -> Any:

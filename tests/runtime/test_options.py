@@ -133,6 +133,14 @@ def test_the_best_of_several_are_those_with_the_highest_mean(generator: Generato
     assert [s.token_ids for s in best] == sorted(means, key=means.get, reverse=True)[:2]
 
 
+def test_the_best_of_several_comes_with_the_prompts_probabilities(generator: Generator) -> None:
+    generator.compile(DRAWN)
+    for seed in range(4):
+        values = {"max_new_tokens": 3, "prompt_logprobs": 1, "seed": seed}
+        (first, best) = (results(generator, PROMPTS[0], best_of=b, **values)[0] for b in (1, 5))
+        assert best.prompt_logprobs == first.prompt_logprobs
+
+
 def test_a_seed_of_the_options_goes_before_the_samplers(generator: Generator) -> None:
     generator.compile(RandomSampler(seed=1, temperature=2.0))
     own = results(generator, PROMPTS[0], seed=4, max_new_tokens=8)
@@ -305,6 +313,27 @@ def test_prompts_are_scored_as_by_score(generator: Generator) -> None:
         ["the king " * 3, "t"], options=GenerationOptions(max_new_tokens=3)
     )
     assert [r.token_ids for r in (first, other)] == [r.token_ids for r in plain]
+
+
+def test_prompts_are_scored_where_nothing_is_to_be_written(generator: Generator) -> None:
+    generator.compile("greedy")
+    options = [
+        GenerationOptions(prompt_logprobs=1, max_new_tokens=0),
+        GenerationOptions(max_new_tokens=0),
+        GenerationOptions(max_new_tokens=3),
+        GenerationOptions(prompt_logprobs=1, max_new_tokens=0, n=2),
+    ]
+    prompt = "the king " * 3
+    found = generator.generate_results([prompt] * 4, options=options)
+    score = generator.score(prompt)
+    for result in (found[0], found[3]):
+        own = [token.log_probability for token in result.prompt_logprobs[1:]]
+        assert own == pytest.approx(score.log_probabilities, abs=1e-5)
+        assert (result.token_ids, result.finish_reason) == ((), "length")
+    assert [len(result.token_ids) for result in found] == [0, 0, 3, 0]
+    full = "t" * 63  # with the start token, all positions
+    (result,) = generator.generate_results(full, 64, options=GenerationOptions(prompt_logprobs=0))
+    assert len(result.prompt_logprobs) == len(result.prompt_token_ids)
 
 
 def test_options_of_a_call_go_before_the_generators(generator: Generator) -> None:
