@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from graphs.shown import shown
 from runtime.engine.text.stop_strings import read_stops
-from runtime.numbers import read_real, read_whole
+from runtime.numbers import is_iterable, read_real, read_whole
 
 LogitsFunction = Callable[[Sequence[int], NDArray[np.float32]], NDArray[np.float32]]
 
@@ -375,7 +375,7 @@ def _functions(name: str, value: Any) -> tuple[LogitsFunction, ...]:
 
 
 def _listed(name: str, value: Any, of: str) -> tuple[Any, ...]:
-    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+    if isinstance(value, (str, bytes, Mapping)) or not is_iterable(value):
         raise ValueError(f"{name} must be a list of {of}, got {shown(value)}")
     return tuple(value)
 

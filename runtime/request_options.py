@@ -36,6 +36,7 @@ from runtime.engine.search.search import Search
 from runtime.engine.text.stop_strings import StopStrings
 from runtime.engine.text.text_ends import TextEnds
 from runtime.generation_options import GenerationOptions
+from runtime.probabilities import bounded_temperature
 from runtime.samplers import GreedySampler, RandomSampler, Sampler, TopKSampler, TopPSampler
 from runtime.tokenization.tokenizer import Tokenizer
 
@@ -230,7 +231,9 @@ def _choice(
         "epsilon_cutoff": EpsilonCutoff,
         "eta_cutoff": EtaCutoff,
     }
-    warpers: list[Processor] = [] if temperature == 1 else [Temperature(temperature)]
+    warpers: list[Processor] = (
+        [] if temperature == 1 else [Temperature(bounded_temperature(temperature))]
+    )
     # 0 and 1 cut nothing off, which the warpers do not take.
     for name, make in makers.items():
         if name in sampling and sampling[name] != (1 if name in ("top_p", "typical_p") else 0):

@@ -43,6 +43,8 @@ REFUSED = {
     "n must be a whole number from 1 to 128, got 0": {"n": 0},
     "n must be a whole number from 1 to 128, got True": {"n": True},
     "logprobs must be a whole number from 0 to 1000, got -1": {"logprobs": -1},
+    "suppress_tokens must be a list of token ids, got array(3)": {"suppress_tokens": np.array(3)},
+    "stop must be a string or a list of strings, got array(3)": {"stop": np.array(3)},
     "ignore_eos must be true or false, got 'yes'": {"ignore_eos": "yes"},
     "processors must be functions": {"processors": [3]},
     "max_new_tokens must be a whole number from 0 on, got 1.5": {"max_new_tokens": 1.5},

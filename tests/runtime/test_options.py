@@ -163,6 +163,8 @@ def test_sampling_options_stand_in_place_of_the_sampler(generator: Generator) ->
         {"top_p": 1e-6},
         {"min_p": 1.0},
         {"temperature": 1e-4, "typical_p": 0.99},
+        {"temperature": 1e-300},
+        {"temperature": 1e-300, "top_k": 5, "top_p": 0.9},
         {"top_k": 9, "min_p": 0.1, "epsilon_cutoff": 0.9999},
     ):
         (found,) = results(generator, PROMPTS[0], max_new_tokens=10, **values)
