@@ -34,7 +34,7 @@ examples:
   opt-generate opt_tiny_en "Return a list" --sampler greedy
   opt-generate opt_tiny_en "Return a list" --sampler top_p --p 0.9 --temperature 0.8 --seed 1
   opt-generate opt_tiny_en "Return a list" --sampler beam --num-beams 3 --all-beams
-  opt-generate opt_tiny_en "def " --max-new-tokens 40 --stop "\n\n" --repetition-penalty 1.2
+  opt-generate opt_tiny_en "def " --max-new-tokens 40 --stop $'\\n\\n' --repetition-penalty 1.2
   echo "If the argument is" | opt-generate opt_tiny_en --seed 1
       standard input, when piped, is one prompt
   opt-generate opt_tiny_en --input prompts.jsonl --output texts.jsonl

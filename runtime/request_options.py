@@ -128,7 +128,7 @@ def request_options(
     several = options.best_of or options.n
     if several > 1 and sampler.rows > 1:
         raise ValueError(
-            f"n={options.n} and best_of={options.best_of} are for samplers that draw; "
+            f"{f'n={options.n}' if options.n > 1 else f'best_of={several}'} is for samplers that draw; "
             f"{type(sampler).__name__} finds one text, and BeamSampler(return_all_beams=True) all beams"
         )
     if (options.logprobs is not None or options.prompt_logprobs is not None) and sampler.rows > 1:
@@ -208,8 +208,8 @@ def _choice(
         return sampler, []
     if sampler.rows > 1:
         raise ValueError(
-            f"{' and '.join(sampling)} draw tokens, and {type(sampler).__name__} searches for them: "
-            "set another sampler, or leave them out"
+            f"tokens are drawn by {' and '.join(sampling)}, and {type(sampler).__name__} searches for "
+            "them: set another sampler, or leave them out"
         )
     seed = sampler.seed if options.seed is None else options.seed
     temperature = sampling.pop("temperature", 1.0)

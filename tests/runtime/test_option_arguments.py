@@ -1,0 +1,39 @@
+"""`GenerationOptions` on the command line of `opt-generate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from runtime import Generator
+from tests.runtime.test_cli import Run, assert_error, greedy_text, run  # noqa: F401
+
+
+def test_a_temperature_of_0_is_the_options(run: Run, generator: Generator) -> None:  # noqa: F811
+    found = run("the king", "--temperature", "0", "--max-length", "20")
+    assert found == (0, greedy_text(generator, "the king", max_length=20) + "\n", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--top-k", "5", "--sampler", "greedy"], "--top-k draws tokens in place of a sampler"),
+        (["--min-p", "0.1", "--k", "3", "--p", "1"], "leave it out, or --k, --p"),
+        (["--n", "2", "--sampler", "beam"], "n=2 is for samplers that draw"),
+        (["--best-of", "3", "--sampler", "beam"], "best_of=3 is for samplers that draw"),
+        (["--temperature", "0", "--sampler", "beam"], "tokens are drawn by temperature, and BeamS"),
+        (["--options", "none"], "--options takes FILE: 'none' cannot be read: No such file or"),
+        (["--grammar", 'start: "a"'], "'start: \"a\"' cannot be read: No such file or directory"),
+        (["--json-schema", "none"], "--json-schema takes FILE|JSON, got 'none': 'none' cannot be read"),
+    ],
+)
+def test_what_does_not_fit_is_told_by_its_name(
+    run: Run,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert_error(run("the king", *options), message)
