@@ -223,6 +223,21 @@ def test_an_error_in_one_ends_that_one_alone(generator: Generator) -> None:
     assert generator.cache_bytes_in_use == 0
 
 
+def test_functions_that_use_their_own_generator_are_refused(generator: Generator) -> None:
+    """They would wait for themselves, and all other threads for them."""
+    generator.compile("greedy")
+
+    def nested(token_ids: Any, logits: Any) -> Any:
+        generator.generate("t", max_length=8)
+        return logits
+
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="cannot use that generator itself"):
+            results(generator, PROMPTS[0], processors=nested, max_new_tokens=3)
+    assert results(generator, PROMPTS[0], max_new_tokens=3)[0].generated_tokens == 3
+    assert generator.cache_bytes_in_use == 0
+
+
 def test_contradictions_are_told_when_no_token_is_left(sampled: Generator) -> None:
     with pytest.raises(ValueError, match=r"(?i)no token|none|all tokens"):
         results(sampled, PROMPTS[0], allowed_token_ids=[40], suppress_tokens=[40])
@@ -262,7 +277,7 @@ def test_ids_beyond_the_vocabulary_are_refused(
 def test_what_searches_cannot_have_is_refused(generator: Generator) -> None:
     generator.compile(BeamSampler(num_beams=2))
     for values, words in (
-        ({"temperature": 0.5}, "temperature draw"),
+        ({"temperature": 0.5}, "tokens are drawn by temperature"),
         ({"n": 2}, "for samplers that draw"),
         ({"logprobs": 1}, "beams have scores"),
     ):
