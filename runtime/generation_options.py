@@ -193,12 +193,14 @@ class GenerationOptions:
         return cls(**{name: value for name, value in values.items() if value is not None})
 
     def after(self, base: GenerationOptions) -> GenerationOptions:
-        """These options, and those of `base` that are not given here."""
+        """These options, and those of `base` that are not given here; of structures one."""
         given = {
             entry.name: getattr(self, entry.name)
             for entry in fields(self)
             if getattr(self, entry.name) != _DEFAULTS[entry.name]
         }
+        if self.structure:
+            given = {name: _DEFAULTS[name] for name in STRUCTURES} | given
         return replace(base, **given)
 
     def to_dict(self) -> dict[str, Any]:

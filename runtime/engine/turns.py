@@ -69,8 +69,8 @@ class Turns:
         thread, holder = _Thread(done), self._holder
         if holder is not None and holder.number == thread.number:
             raise RuntimeError(
-                "a processor or sampler that a generator calls, or a signal handler meanwhile, cannot use "
-                "that generator itself: give it another one"
+                "a processor or sampler that a generator calls, or a signal handler meanwhile, cannot "
+                "use that generator itself: give it another one"
             )
         try:
             while not done():

@@ -109,6 +109,12 @@ def test_unknown_options_are_named() -> None:
         GenerationOptions.from_dict([1])  # type: ignore[arg-type]
 
 
+def test_a_structure_goes_before_another_kind_of_the_base() -> None:
+    base = GenerationOptions(regex="a+", seed=1)
+    assert GenerationOptions(choice=["b"]).after(base) == GenerationOptions(choice=["b"], seed=1)
+    assert GenerationOptions(n=2).after(base) == GenerationOptions(n=2, regex="a+", seed=1)
+
+
 def test_functions_have_no_json() -> None:
     with pytest.raises(ValueError, match="processors are functions"):
         GenerationOptions(processors=[len]).to_dict()
