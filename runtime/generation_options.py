@@ -50,7 +50,7 @@ class GenerationOptions:
         min_new_tokens: tokens before which nothing ends the text: stop tokens are not drawn, and stop
             strings are looked for after them only.
         stop: strings that end the text where they come up in the answer, across tokens too; a string
-            alone is one of them.
+            alone is one of them. At most 32.
         include_stop_str_in_output: whether the text keeps the string that ended it.
         stop_token_ids: tokens that end the text, beside the model's own.
         ignore_eos: whether the model's own end tokens end nothing.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Listed
 from dataclasses import dataclass, replace
@@ -201,10 +202,10 @@ def _choice(
 ) -> tuple[Sampler, list[Processor]]:
     """What chooses the tokens, and the changes to the logits that belong to that."""
     sampling = options.sampling
-    values = sampler.get_config()
     if not sampling:
-        if options.seed is not None and "seed" in values:
-            return type(sampler).from_config({**values, "seed": options.seed}), []
+        if options.seed is not None and "seed" in sampler.get_config():
+            sampler = copy.copy(sampler)  # one of the caller's own may need more than its config
+            sampler.seed = options.seed
         return sampler, []
     if sampler.rows > 1:
         raise ValueError(

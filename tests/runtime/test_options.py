@@ -150,6 +150,19 @@ def test_a_seed_of_the_options_goes_before_the_samplers(generator: Generator) ->
     assert own[0].token_ids != other[0].token_ids
 
 
+def test_a_seed_goes_to_a_sampler_that_cannot_be_made_from_its_config(generator: Generator) -> None:
+    class Own(RandomSampler):
+        def __init__(self, heat: float) -> None:
+            super().__init__(temperature=heat)
+
+    generator.compile(DRAWN)
+    wanted = results(generator, PROMPTS[0], seed=5, max_new_tokens=8)
+    generator.compile(Own(DRAWN.temperature))
+    found = results(generator, PROMPTS[0], seed=5, max_new_tokens=8)
+    assert found[0].token_ids == wanted[0].token_ids
+    assert generator.sampler.seed is None
+
+
 # === Draws ===
 
 
