@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import math
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -215,7 +216,8 @@ def _print_text(generator: Generator, prompt: str, settings: dict[str, Any]) -> 
     """Prints one text as it comes, or its beams with a score before each once they are there."""
     if isinstance(generator.sampler, BeamSampler) and generator.sampler.return_all_beams:
         for text, score in zip(*generator.generate(prompt, **settings), strict=True):
-            print_out(f"{score:.4f}\t{text}")
+            if score > -math.inf:  # else the options allow fewer texts than beams
+                print_out(f"{score:.4f}\t{text}")
         return
     options = settings.get("options")
     if options is not None and (options.best_of or options.n) > 1:

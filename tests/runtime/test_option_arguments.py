@@ -15,6 +15,22 @@ def test_a_temperature_of_0_is_the_options(run: Run, generator: Generator) -> No
     assert found == (0, greedy_text(generator, "the king", max_length=20) + "\n", "")
 
 
+def test_two_dashes_as_an_options_value(run: Run, generator: Generator) -> None:  # noqa: F811
+    wanted = greedy_text(generator, "the king", max_length=9) + "\n"
+    found = run("the king", "--temperature", "0", "--stop=--", "--max-length", "9")
+    assert found == (0, wanted, "")
+    pytest.importorskip("llguidance")
+    assert run("t", "--choice=--", "--strip-prompt") == (0, "--\n", "")
+
+
+def test_beams_that_the_options_do_not_allow_are_not_printed(run: Run) -> None:  # noqa: F811
+    status, out, _ = run("t", "--sampler", "beam", "--all-beams", "--allowed-token-ids", "40,41")
+    assert (status, "inf" in out) == (0, False)
+    options = ["--sampler", "beam", "--all-beams", "--allowed-token-ids", "40"]
+    status, out, _ = run("t", *options, "--max-new-tokens", "3")
+    assert (status, out.count("\n")) == (0, 1)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

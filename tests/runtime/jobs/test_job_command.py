@@ -57,6 +57,7 @@ def test_json_lines_in_and_out(run: Run, generator: Generator, tmp_path: Path) -
 
 
 def test_a_lines_options_go_before_the_commands(run: Run) -> None:  # noqa: F811
+    pytest.importorskip("llguidance")
     requests = [
         {"prompt": "the"},
         {"prompt": "the", "options": {"max_new_tokens": 2}},
