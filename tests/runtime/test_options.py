@@ -380,5 +380,8 @@ def test_options_of_a_call_go_before_the_generators(generator: Generator) -> Non
         (wanted,) = generator.generate_results("t", options=both)
         assert found.token_ids == wanted.token_ids
         assert given.after(own) == both
+        generator.default_options = {"n": 2}  # type: ignore[assignment]
+        with pytest.raises(ValueError, match=r"must be GenerationOptions.*got \{'n': 2\}"):
+            generator.generate("t")
     finally:
         generator.default_options = None
