@@ -165,12 +165,12 @@ def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
     from runtime.generation_options import SAMPLING
 
     # No sampler takes a temperature of 0, which the options have.
-    if arguments.temperature == 0 or any(name in values for name in SAMPLING):
-        for name in _SHARED:
-            given = getattr(arguments, name)
-            if given is not None:
-                values[name] = given
-                setattr(arguments, name, None)
+    drawn = arguments.temperature == 0 or any(name in values for name in SAMPLING)
+    for name in _SHARED:
+        given = getattr(arguments, name)
+        if given is not None and (drawn or name in values):
+            values[name] = given
+            setattr(arguments, name, None)
     return values
 
 

@@ -15,6 +15,16 @@ def test_a_temperature_of_0_is_the_options(run: Run, generator: Generator) -> No
     assert found == (0, greedy_text(generator, "the king", max_length=20) + "\n", "")
 
 
+def test_a_seed_of_the_command_line_goes_before_one_of_a_file(run: Run, tmp_path: Path) -> None:  # noqa: F811
+    (tmp_path / "options.json").write_text('{"seed": 1, "max_new_tokens": 9}')
+    found = [
+        run("t", "--sampler", "random", "--options", str(tmp_path / "options.json"), *seed)
+        for seed in ([], ["--seed", "1"], ["--seed", "5"])
+    ]
+    alone = run("t", "--sampler", "random", "--seed", "5", "--max-new-tokens", "9")
+    assert found[0] == found[1] != found[2] == alone
+
+
 def test_two_dashes_as_an_options_value(run: Run, generator: Generator) -> None:  # noqa: F811
     wanted = greedy_text(generator, "the king", max_length=9) + "\n"
     found = run("the king", "--temperature", "0", "--stop=--", "--max-length", "9")
