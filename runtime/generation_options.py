@@ -193,7 +193,10 @@ class GenerationOptions:
         return cls(**{name: value for name, value in values.items() if value is not None})
 
     def after(self, base: GenerationOptions) -> GenerationOptions:
-        """These options, and those of `base` that are not given here; of structures one."""
+        """These options, and those of `base` that are not given here; of structures one.
+
+        A limit of `base` that contradicts one of these gives way to it.
+        """
         given = {
             entry.name: getattr(self, entry.name)
             for entry in fields(self)
@@ -201,6 +204,10 @@ class GenerationOptions:
         }
         if self.structure:
             given = {name: _DEFAULTS[name] for name in STRUCTURES} | given
+        for least, most in (("min_new_tokens", "max_new_tokens"), ("n", "best_of")):
+            low, high = (given.get(name, getattr(base, name)) for name in (least, most))
+            if high is not None and low > high:
+                given |= {least: high} if most in given else {most: low}
         return replace(base, **given)
 
     def to_dict(self) -> dict[str, Any]:

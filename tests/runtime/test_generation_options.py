@@ -115,6 +115,17 @@ def test_a_structure_goes_before_another_kind_of_the_base() -> None:
     assert GenerationOptions(n=2).after(base) == GenerationOptions(n=2, regex="a+", seed=1)
 
 
+def test_limits_of_the_base_give_way() -> None:
+    base = GenerationOptions(min_new_tokens=3, max_new_tokens=9, n=2, best_of=4)
+    for own, wanted in (
+        ({"max_new_tokens": 1}, {"min_new_tokens": 1, "max_new_tokens": 1, "n": 2, "best_of": 4}),
+        ({"min_new_tokens": 12}, {"min_new_tokens": 12, "max_new_tokens": 12, "n": 2, "best_of": 4}),
+        ({"n": 6}, {"min_new_tokens": 3, "max_new_tokens": 9, "n": 6, "best_of": 6}),
+        ({"best_of": 1}, {"min_new_tokens": 3, "max_new_tokens": 9, "n": 1, "best_of": 1}),
+    ):
+        assert GenerationOptions(**own).after(base) == GenerationOptions(**wanted)
+
+
 def test_functions_have_no_json() -> None:
     with pytest.raises(ValueError, match="processors are functions"):
         GenerationOptions(processors=[len]).to_dict()
