@@ -7,7 +7,7 @@ from typing import Literal
 
 from graphs.contract import ModelConfig
 from graphs.shown import shown
-from runtime.numbers import read_whole, whole_number
+from runtime.numbers import is_iterable, read_whole, whole_number
 from runtime.tokenization.tokenizer import Tokenizer
 
 StopTokenIds = Literal["auto"] | Iterable[int] | None
@@ -103,7 +103,7 @@ def read_stop_ids(
         return frozenset()
     if isinstance(stop_token_ids, str) and stop_token_ids == "auto":
         return "auto"
-    if isinstance(stop_token_ids, str) or not isinstance(stop_token_ids, Iterable):
+    if isinstance(stop_token_ids, str) or not is_iterable(stop_token_ids):
         raise ValueError(
             f"stop_token_ids must be 'auto', None or token ids, got {shown(stop_token_ids)}"
         )

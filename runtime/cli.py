@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import math
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -34,7 +35,7 @@ examples:
   opt-generate opt_tiny_en "Return a list" --sampler greedy
   opt-generate opt_tiny_en "Return a list" --sampler top_p --p 0.9 --temperature 0.8 --seed 1
   opt-generate opt_tiny_en "Return a list" --sampler beam --num-beams 3 --all-beams
-  opt-generate opt_tiny_en "def " --max-new-tokens 40 --stop "\n\n" --repetition-penalty 1.2
+  opt-generate opt_tiny_en "def " --max-new-tokens 40 --stop $'\\n\\n' --repetition-penalty 1.2
   echo "If the argument is" | opt-generate opt_tiny_en --seed 1
       standard input, when piped, is one prompt
   opt-generate opt_tiny_en --input prompts.jsonl --output texts.jsonl
@@ -215,7 +216,8 @@ def _print_text(generator: Generator, prompt: str, settings: dict[str, Any]) -> 
     """Prints one text as it comes, or its beams with a score before each once they are there."""
     if isinstance(generator.sampler, BeamSampler) and generator.sampler.return_all_beams:
         for text, score in zip(*generator.generate(prompt, **settings), strict=True):
-            print_out(f"{score:.4f}\t{text}")
+            if score > -math.inf:  # else the options allow fewer texts than beams
+                print_out(f"{score:.4f}\t{text}")
         return
     options = settings.get("options")
     if options is not None and (options.best_of or options.n) > 1:

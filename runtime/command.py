@@ -37,10 +37,16 @@ class CommandParser(argparse.ArgumentParser):
         at = given.index("--") if "--" in given else len(given)
         # argparse's own ways with "--" differ from version to version. No argument has a NUL.
         marks = {f"\0{i}": text for i, text in enumerate(given[at + 1 :])}
+        before = [
+            f"{flag}=\0" if flag.startswith("--") and value == "--" else text
+            for text in given[:at]
+            for flag, _, value in [text.partition("=")]
+        ]
         try:
-            options = self.parse_intermixed_args([*given[:at], *marks], namespace)
+            options = self.parse_intermixed_args([*before, *marks], namespace)
         except OSError as error:  # the help has no place to go
             raise SystemExit(_failed(self.prog, error)) from None
+        marks["\0"] = "--"  # the value of an option
         for name, value in vars(options).items():
             if isinstance(value, str):
                 setattr(options, name, marks.get(value, value))

@@ -125,7 +125,8 @@ def _call_with_options(
     samplers: list[Sampler] = []
     options = read_options(arguments.options, len(prompts))
     if arguments.default_options is not None:
-        merged = {id(own): own.after(arguments.default_options) for own in options}
+        (base,) = read_options(arguments.default_options, 1)
+        merged = {id(own): own.after(base) for own in options}
         options = [merged[id(own)] for own in options]
     for prompt, own in zip(prompts, options, strict=True):
         brought = made.get(id(own))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from graphs.shown import shown
 from runtime.engine.text.stop_strings import read_stops
-from runtime.numbers import read_real, read_whole
+from runtime.numbers import is_iterable, read_real, read_whole
 
 LogitsFunction = Callable[[Sequence[int], NDArray[np.float32]], NDArray[np.float32]]
 
@@ -50,7 +50,7 @@ class GenerationOptions:
         min_new_tokens: tokens before which nothing ends the text: stop tokens are not drawn, and stop
             strings are looked for after them only.
         stop: strings that end the text where they come up in the answer, across tokens too; a string
-            alone is one of them.
+            alone is one of them. At most 32.
         include_stop_str_in_output: whether the text keeps the string that ended it.
         stop_token_ids: tokens that end the text, beside the model's own.
         ignore_eos: whether the model's own end tokens end nothing.
@@ -193,12 +193,21 @@ class GenerationOptions:
         return cls(**{name: value for name, value in values.items() if value is not None})
 
     def after(self, base: GenerationOptions) -> GenerationOptions:
-        """These options, and those of `base` that are not given here."""
+        """These options, and those of `base` that are not given here; of structures one.
+
+        A limit of `base` that contradicts one of these gives way to it.
+        """
         given = {
             entry.name: getattr(self, entry.name)
             for entry in fields(self)
             if getattr(self, entry.name) != _DEFAULTS[entry.name]
         }
+        if self.structure:
+            given = {name: _DEFAULTS[name] for name in STRUCTURES} | given
+        for least, most in (("min_new_tokens", "max_new_tokens"), ("n", "best_of")):
+            low, high = (given.get(name, getattr(base, name)) for name in (least, most))
+            if high is not None and low > high:
+                given |= {least: high} if most in given else {most: low}
         return replace(base, **given)
 
     def to_dict(self) -> dict[str, Any]:
@@ -375,7 +384,7 @@ def _functions(name: str, value: Any) -> tuple[LogitsFunction, ...]:
 
 
 def _listed(name: str, value: Any, of: str) -> tuple[Any, ...]:
-    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+    if isinstance(value, (str, bytes, Mapping)) or not is_iterable(value):
         raise ValueError(f"{name} must be a list of {of}, got {shown(value)}")
     return tuple(value)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ from runtime.inputs import (
     iterate_batches,
     read_batch,
 )
+from runtime.numbers import is_iterable
 from runtime.outputs import begin_text, give_results, give_texts, give_tokens, join
 from runtime.results import GenerationResult
 from runtime.samplers import Sampler
@@ -127,7 +128,7 @@ class Generator:
         self.config = decoder.config
         length = self.config.max_sequence_length if max_length is None else max_length
         self.max_length = check_length(length, "max_length", self.config)
-        if isinstance(end_token_ids, Iterable) and not isinstance(end_token_ids, str):
+        if is_iterable(end_token_ids) and not isinstance(end_token_ids, str):
             end_token_ids = tuple(end_token_ids)  # of an iterator, too
         read_stop_ids(end_token_ids, self.config)
         self.end_token_ids = end_token_ids
@@ -557,9 +558,10 @@ class Generator:
     def _give(self, call: Call, batch: Batch, strip_prompt: bool) -> Any:
         """What `generate` gives back for a batch."""
         call.check_complete()
+        rows = call.search.rows
         if isinstance(batch, TextBatch):
-            return give_texts(give_results(call, self.tokenizer, strip_prompt), batch.single)
-        return give_tokens(batch, call.sequences, strip_prompt)
+            return give_texts(give_results(call, self.tokenizer, strip_prompt), batch.single, rows)
+        return give_tokens(batch, call.sequences, strip_prompt, rows)
 
     def _complete(self, call: Call) -> Call:
         """Has a call done, from its first step to its end."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+from collections.abc import Iterable
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -31,6 +33,11 @@ def read_real(value: object) -> float | None:
         return float(value)
     except OverflowError:
         return math.inf
+
+
+def is_iterable(value: object) -> TypeGuard[Iterable[Any]]:
+    """Whether a value can be gone through; 0-d arrays, which are numbers, cannot."""
+    return isinstance(value, Iterable) and not (isinstance(value, np.ndarray) and value.ndim == 0)
 
 
 def whole_number(name: str, value: object, least: int = 1, *, none: str | None = None) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphs.shown import shown
+from runtime.sampler_options import given_sampler
 from runtime.text_files import read_text
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 MAX_OPTIONS_BYTES = 2**20
 # Drawing has its own options where the sampler's are not enough; these two belong to both.
 _SHARED = ("temperature", "seed")
+_DRAWING = "drawing, in place of a sampler"
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,10 @@ def _json_or_file(text: str) -> str:
 
 
 def _file(name: str) -> str:
-    return read_text(Path(name), MAX_OPTIONS_BYTES)
+    try:
+        return read_text(Path(name), MAX_OPTIONS_BYTES)
+    except OSError as error:  # the name may be a text that was meant to be in a file
+        raise ValueError(f"{shown(name)} cannot be read: {error.strerror}") from None
 
 
 _GROUPS: dict[str, tuple[_Option, ...]] = {
@@ -60,7 +65,7 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
         _Option("--stop", "TEXT", "end where this comes up; repeatable", repeated=True),
         _Option("--stop-token-ids", "IDS", "tokens that end it too, such as 50118,4", _ids),
     ),
-    "drawing, in place of a sampler": (
+    _DRAWING: (
         _Option("--top-k", "N", "keep the N most probable tokens", int),
         _Option("--top-p", "X", "keep the most probable tokens that together have X", float),
         _Option("--min-p", "X", "keep tokens with X of the best one's probability", float),
@@ -80,7 +85,7 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
         _Option("--allowed-token-ids", "IDS", "the only tokens that are drawn", _ids),
     ),
     "structure (needs opt-onnx[structured])": (
-        _Option("--json-schema", "FILE", "a JSON Schema that the answer satisfies", _json_or_file),
+        _Option("--json-schema", "FILE|JSON", "a JSON Schema that the answer satisfies", _json_or_file),
         _Option("--regex", "PATTERN", "a regular expression that the answer matches"),
         _Option("--choice", "TEXT", "one of these is the answer; repeatable", repeated=True),
         _Option("--grammar", "FILE", "a grammar in Lark's notation", _file),
@@ -128,8 +133,15 @@ def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
     `--temperature` and `--seed` are theirs, not the sampler's, where they say how to draw.
 
     Raises:
-        ValueError: if a value cannot be read.
+        ValueError: if a value cannot be read, or the command line names a sampler and says how to draw.
     """
+    drawing = [
+        option.flag for option in _GROUPS[_DRAWING] if getattr(arguments, option.name) is not None
+    ]
+    if drawing and (others := given_sampler(arguments)):
+        raise ValueError(
+            f"{drawing[0]} draws tokens in place of a sampler: leave it out, or {', '.join(others)}"
+        )
     values: dict[str, Any] = {}
     if arguments.options is not None:
         values |= read_options_file(arguments.options)
@@ -152,12 +164,13 @@ def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
                 values[name] = True
     from runtime.generation_options import SAMPLING
 
-    if any(name in values for name in SAMPLING):
-        for name in _SHARED:
-            given = getattr(arguments, name)
-            if given is not None:
-                values[name] = given
-                setattr(arguments, name, None)
+    # No sampler takes a temperature of 0, which the options have.
+    drawn = arguments.temperature == 0 or any(name in values for name in SAMPLING)
+    for name in _SHARED:
+        given = getattr(arguments, name)
+        if given is not None and (drawn or name in values):
+            values[name] = given
+            setattr(arguments, name, None)
     return values
 
 
@@ -167,7 +180,10 @@ def read_options_file(name: str) -> dict[str, Any]:
     Raises:
         ValueError: if it is not a JSON object.
     """
-    text = _file(name)
+    try:
+        text = _file(name)
+    except ValueError as error:
+        raise ValueError(f"--options takes FILE: {error}") from None
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from runtime.results import Beam, GenerationResult
 from runtime.tokenization.tokenizer import Tokenizer
 
 SCORES = "scores"
+Found = TypeVar("Found")  # a beam
 
 
 def give_results(call: Call, tokenizer: Tokenizer | None, strip_prompt: bool) -> list[GenerationResult]:
@@ -93,17 +94,23 @@ def _beam(row: Row, found: Hypothesis, tokenizer: Tokenizer | None, strip_prompt
 def _chosen(texts: Sequence[GenerationResult], count: int) -> GenerationResult:
     """The best of a prompt's texts, by the mean log-probability of a token where there are more."""
     if len(texts) > count:
+        prompt = texts[0].prompt_logprobs  # which the first one tells of
         texts = sorted(texts, key=_mean_log_probability, reverse=True)[:count]
+        texts = [replace(text, prompt_logprobs=None) for text in texts]
+        texts[0] = replace(texts[0], prompt_logprobs=prompt)
     return texts[0] if len(texts) == 1 else replace(texts[0], samples=tuple(texts))
 
 
 def _mean_log_probability(result: GenerationResult) -> float:
     found = [token.log_probability for token in result.logprobs or ()]
-    return math.fsum(found) / len(found) if found else 0.0
+    return math.fsum(found) / len(found) if found else -math.inf
 
 
-def give_texts(results: Sequence[GenerationResult], single: bool) -> Any:
+def give_texts(results: Sequence[GenerationResult], single: bool, num_beams: int) -> Any:
     """Texts of a batch of strings; with all beams `(lists of texts, scores [batch, num_beams])`.
+
+    Where the options allow fewer texts than beams, those that are missing are empty and have the score
+    minus infinity.
 
     Where several texts of a prompt were asked for, a list of them stands in the place of each string.
     `single` takes the first of each: for one string that was given without a list around it.
@@ -114,14 +121,25 @@ def give_texts(results: Sequence[GenerationResult], single: bool) -> Any:
             for result in results
         ]
         return texts[0] if single else texts
-    beams = [result.beams or () for result in results]
+    missing = Beam("", (), -math.inf, "length")
+    beams = [_filled(result.beams, num_beams, missing) for result in results]
     texts_of = [[beam.text for beam in row] for row in beams]
     scores = np.array([[beam.score for beam in row] for row in beams], np.float32)
     return (texts_of[0], scores[0]) if single else (texts_of, scores)
 
 
-def give_tokens(batch: TokenBatch, rows: Sequence[Row], strip_prompt: bool) -> dict[str, Any]:
+def _filled(beams: tuple[Found, ...] | None, count: int, missing: Found) -> tuple[Found, ...]:
+    """As many beams as were asked for."""
+    beams = beams or ()
+    return (*beams, *[missing] * (count - len(beams)))
+
+
+def give_tokens(
+    batch: TokenBatch, rows: Sequence[Row], strip_prompt: bool, num_beams: int
+) -> dict[str, Any]:
     """The rows written into arrays of the input's shape, with an axis of beams where there are.
+
+    Beams that are missing, see `give_texts`, have no new token.
 
     Returns:
         `token_ids` int32 and `padding_mask` bool [batch, length]. With all beams both are [batch,
@@ -132,11 +150,13 @@ def give_tokens(batch: TokenBatch, rows: Sequence[Row], strip_prompt: bool) -> d
         answers = [row.token_ids for row in rows]
         found[TOKEN_IDS], found[PADDING_MASK] = _fill(batch, rows, answers, strip_prompt)
     else:
-        ranks = zip(*(row.hypotheses or () for row in rows), strict=True)
+        missing = Hypothesis((), -math.inf, "length")
+        beams = [_filled(row.hypotheses, num_beams, missing) for row in rows]
+        ranks = zip(*beams, strict=True)
         filled = [_fill(batch, rows, [h.token_ids for h in rank], strip_prompt) for rank in ranks]
         found[TOKEN_IDS] = np.stack([token_ids for token_ids, _ in filled], axis=1)
         found[PADDING_MASK] = np.stack([mask for _, mask in filled], axis=1)
-        scores = [[h.score for h in row.hypotheses or ()] for row in rows]
+        scores = [[h.score for h in row] for row in beams]
         found[SCORES] = np.array(scores, np.float32)
     return {name: value[0] for name, value in found.items()} if batch.single else found
 

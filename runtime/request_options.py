@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Listed
 from dataclasses import dataclass, replace
@@ -36,6 +37,7 @@ from runtime.engine.search.search import Search
 from runtime.engine.text.stop_strings import StopStrings
 from runtime.engine.text.text_ends import TextEnds
 from runtime.generation_options import GenerationOptions
+from runtime.probabilities import bounded_temperature
 from runtime.samplers import GreedySampler, RandomSampler, Sampler, TopKSampler, TopPSampler
 from runtime.tokenization.tokenizer import Tokenizer
 
@@ -127,7 +129,7 @@ def request_options(
     several = options.best_of or options.n
     if several > 1 and sampler.rows > 1:
         raise ValueError(
-            f"n={options.n} and best_of={options.best_of} are for samplers that draw; "
+            f"{f'n={options.n}' if options.n > 1 else f'best_of={several}'} is for samplers that draw; "
             f"{type(sampler).__name__} finds one text, and BeamSampler(return_all_beams=True) all beams"
         )
     if (options.logprobs is not None or options.prompt_logprobs is not None) and sampler.rows > 1:
@@ -201,15 +203,15 @@ def _choice(
 ) -> tuple[Sampler, list[Processor]]:
     """What chooses the tokens, and the changes to the logits that belong to that."""
     sampling = options.sampling
-    values = sampler.get_config()
     if not sampling:
-        if options.seed is not None and "seed" in values:
-            return type(sampler).from_config({**values, "seed": options.seed}), []
+        if options.seed is not None and "seed" in sampler.get_config():
+            sampler = copy.copy(sampler)  # one of the caller's own may need more than its config
+            sampler.seed = options.seed
         return sampler, []
     if sampler.rows > 1:
         raise ValueError(
-            f"{' and '.join(sampling)} draw tokens, and {type(sampler).__name__} searches for them: "
-            "set another sampler, or leave them out"
+            f"tokens are drawn by {' and '.join(sampling)}, and {type(sampler).__name__} searches for "
+            "them: set another sampler, or leave them out"
         )
     seed = sampler.seed if options.seed is None else options.seed
     temperature = sampling.pop("temperature", 1.0)
@@ -231,7 +233,9 @@ def _choice(
         "epsilon_cutoff": EpsilonCutoff,
         "eta_cutoff": EtaCutoff,
     }
-    warpers: list[Processor] = [] if temperature == 1 else [Temperature(temperature)]
+    warpers: list[Processor] = (
+        [] if temperature == 1 else [Temperature(bounded_temperature(temperature))]
+    )
     # 0 and 1 cut nothing off, which the warpers do not take.
     for name, make in makers.items():
         if name in sampling and sampling[name] != (1 if name in ("top_p", "typical_p") else 0):

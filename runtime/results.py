@@ -34,8 +34,8 @@ class TokenLogProbability:
     Attributes:
         token_id: the token.
         log_probability: natural logarithm, of the model as it is.
-        text: what the token stands for; bytes that are no whole character as U+FFFD. `None` where there
-            is no tokenizer.
+        text: what the token stands for; bytes that are no whole characters as OpenAI shows them,
+            `bytes:` and their hexadecimal codes. `None` where there is no tokenizer.
         bytes: the same, as numbers from 0 to 255.
         text_offset: characters of the text before this token's first; `None` among `best`.
         best: the most probable tokens in this place, best first, without their own `best`.
@@ -57,8 +57,9 @@ class GenerationResult:
         text: the text as `generate` gives it; `None` where there is no tokenizer.
         prompt_token_ids: the prompt's tokens, with the start token.
         token_ids: the new tokens, with the stop token where one was drawn.
-        finish_reason: `"stop"` after a stop token, `"length"` at `max_length`; `"timeout"` or
-            `"cancelled"` where the call ended before, with the tokens so far.
+        finish_reason: `"stop"` after a stop token or string, or where a structure is complete;
+            `"length"` where a limit cut it; `"timeout"` or `"cancelled"` where the call ended before,
+            with the tokens so far.
         prefill_seconds: time of the runs that read the prompt.
         decode_seconds: time of the runs after that, which serve other rows too.
         cached_prompt_tokens: tokens of the prompt that were not read, as the same beginning had been.

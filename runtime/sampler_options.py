@@ -42,7 +42,10 @@ def add_sampler_options(parser: argparse.ArgumentParser) -> None:
         "--p", type=float, metavar="X", help="probability that the tokens exceed (default: 0.1)"
     )
     group.add_argument(
-        "--temperature", type=float, metavar="X", help="divides the logits (default: 1.0)"
+        "--temperature",
+        type=float,
+        metavar="X",
+        help="divides the logits (default: 1.0); 0 takes the most probable token",
     )
     group.add_argument(
         "--num-beams", type=int, metavar="N", help="continuations to follow (default: 5)"
@@ -58,6 +61,13 @@ def add_sampler_options(parser: argparse.ArgumentParser) -> None:
         "--alpha", type=float, metavar="X", help="weight of unlikeness, 0 to 1 (default: 0.6)"
     )
     group.add_argument("--seed", type=int, metavar="N", help="same seed, same text")
+
+
+def given_sampler(options: argparse.Namespace) -> list[str]:
+    """What a command line gives of a sampler, beside what drawing has too."""
+    own = {option: key for option, key in _OPTIONS.items() if key not in ("temperature", "seed")}
+    given = {"--sampler": "sampler", **own}
+    return [option for option, key in given.items() if getattr(options, key) is not None]
 
 
 def named_sampler(options: argparse.Namespace) -> Sampler | None:

@@ -90,7 +90,9 @@ class Sequence:
         self.request = request
         self.index = index
         self.token_ids: list[int] = []
-        self.finish_reason: FinishReason | None = request.finish_reason(())
+        # A prompt whose tokens are scored is read, though it may leave no room for an answer.
+        scored = request.prompt_logprobs is not None
+        self.finish_reason: FinishReason | None = None if scored else request.finish_reason(())
         self.text = None if request.text_ends is None else request.text_ends.begin()
         self.hypotheses: tuple[Hypothesis, ...] | None = None
         self.log_probabilities: list[LogProbabilities] = []

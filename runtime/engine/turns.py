@@ -17,10 +17,11 @@ from runtime.engine.engine import Engine
 class _Thread:
     """A thread that wants something done: it has the turn, or sleeps until it is woken."""
 
-    __slots__ = ("_asleep", "done")
+    __slots__ = ("_asleep", "done", "number")
 
     def __init__(self, done: Callable[[], bool]) -> None:
         self.done = done
+        self.number = threading.get_ident()
         self._asleep = threading.Lock()
         self._asleep.acquire()
 
@@ -61,8 +62,16 @@ class Turns:
 
         Args:
             done: looked at after each step, by any thread.
+
+        Raises:
+            RuntimeError: if this thread steps the engine already, and would wait for itself.
         """
-        thread = _Thread(done)
+        thread, holder = _Thread(done), self._holder
+        if holder is not None and holder.number == thread.number:
+            raise RuntimeError(
+                "a processor or sampler that a generator calls, or a signal handler meanwhile, cannot "
+                "use that generator itself: give it another one"
+            )
         try:
             while not done():
                 if self._holder is thread or self._take_or_sleep(thread):

@@ -50,7 +50,7 @@ def run_job_command(
         _check_different(file, output, name)
         requests, tally = read_requests(file, name), Tally()
         if options.resume and output is not None:
-            found = _resume(output, requests, name, options)
+            found = _resume(output, requests, name, options, generation_options)
             requests, tally = found.rest, Tally(found.records, found.errors)
         generator = open_generator()
         generator.check_options(
@@ -100,7 +100,11 @@ def _check_different(source: BinaryIO, output: OutputFile | None, name: str) -> 
 
 
 def _resume(
-    output: OutputFile, requests: Iterator[Request], name: str, options: argparse.Namespace
+    output: OutputFile,
+    requests: Iterator[Request],
+    name: str,
+    options: argparse.Namespace,
+    generation_options: Mapping[str, Any],
 ) -> Finished:
     _check_regular(output.is_regular, output.name)
     with output.reader() as reader:
@@ -110,6 +114,7 @@ def _resume(
             (output.name, name),
             options.max_length,
             bool(options.return_all_beams),
+            generation_options,
         )
     output.begin(found.size)
     cut = "; one that was cut off is done again" if found.is_cut else ""

@@ -93,12 +93,18 @@ class Job:
         own = [request.fields.get(OPTIONS) for request in batch]
         if all(values is None for values in own):
             return as_options(self.options)
-        from runtime.generation_options import GenerationOptions
+        from runtime.generation_options import STRUCTURES, GenerationOptions
 
         for values in own:
             if values is not None and not isinstance(values, dict):
                 raise ValueError(f'"{OPTIONS}" must be an object of options, got {shown(values)}')
-        return [GenerationOptions.from_dict({**self.options, **(values or {})}) for values in own]
+        free = {name: value for name, value in self.options.items() if name not in STRUCTURES}
+        found = []
+        for values in own:
+            values = values or {}
+            base = self.options if values.keys().isdisjoint(STRUCTURES) else free
+            found.append(GenerationOptions.from_dict({**base, **values}))
+        return found
 
     def _generate(self, batch: Sequence[Request]) -> list[GenerationResult | str]:
         """Results of a batch; where one is refused, in smaller ones until it is known which."""

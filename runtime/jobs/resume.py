@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from runtime.jobs.records import begins_record_of, is_error, is_record_of
-from runtime.jobs.requests import MAX_LINE_BYTES, Request
+from runtime.jobs.requests import MAX_LINE_BYTES, OPTIONS, Request
 
 _MOST_BYTES = 4 * MAX_LINE_BYTES  # of a record: the line's own and a text
 
@@ -39,6 +39,7 @@ def find_finished(
     names: tuple[str, str],
     max_length: int | None = None,
     all_beams: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> Finished:
     """Compares an output with the input, record by record.
 
@@ -48,6 +49,7 @@ def find_finished(
         names: of the output and of the input, for messages.
         max_length: what the job is told to make texts of; `None` for the bundle's default.
         all_beams: whether the job gives all beams.
+        options: `GenerationOptions` of all lines, as plain values.
 
     Raises:
         ValueError: naming the first line that no job with this input and these options has written.
@@ -64,7 +66,9 @@ def find_finished(
             return Finished(size, records, errors, True, itertools.chain([request], requests))
         if not is_record_of(record, request):
             raise _other(names, number, f"it is not from line {request.line} of {names[1]}")
-        if problem := _other_options(record, max_length, all_beams):
+        own = request.fields.get(OPTIONS)
+        asked = {**(options or {}), **(own if isinstance(own, dict) else {})}
+        if problem := _other_options(record, max_length, all_beams, asked):
             raise _other(names, number, problem)
         size += len(line)
         records += 1
@@ -81,13 +85,27 @@ def _parse(line: bytes) -> Any | None:
         return None
 
 
-def _other_options(record: Mapping[str, Any], max_length: int | None, all_beams: bool) -> str | None:
+def _other_options(
+    record: Mapping[str, Any], max_length: int | None, all_beams: bool, asked: Mapping[str, Any]
+) -> str | None:
+    """How a record shows that it was written with other options; `None` if it does not."""
     if is_error(record):
         return None
     if ("beams" in record) != all_beams:
         return f"it was written {'without' if all_beams else 'with'} --all-beams"
-    length = record.get("prompt_tokens", 0) + record.get("generated_tokens", 0)
-    if max_length is not None and record["finish_reason"] == "length" and length != max_length:
+    samples = len(record.get("samples", [record]))
+    if samples != (asked.get("n") or 1):
+        return f"it was written with --n {samples}"
+    for name in ("logprobs", "prompt_logprobs"):
+        if asked.get(name) is not None and name not in record:
+            return f"it was written without --{name.replace('_', '-')}"
+    if record["finish_reason"] != "length":
+        return None
+    new, most = record.get("generated_tokens", 0), asked.get("max_new_tokens")
+    length = record.get("prompt_tokens", 0) + new
+    if most is not None and new > most:
+        return f"it was written with --max-new-tokens {new}"
+    if max_length is not None and length != max_length and new != most:
         return f"it was written with --max-length {length}"
     return None
 

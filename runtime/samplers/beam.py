@@ -29,7 +29,8 @@ class BeamSampler(Sampler):
         return_all_beams: whether `generate` gives all beams, best first, and their scores: for a
             string `(texts, scores float32 [num_beams])`, for a list `(lists of texts, scores [batch,
             num_beams])`, for a dictionary one with `token_ids` and `padding_mask` [batch, num_beams,
-            length] and `scores` [batch, num_beams].
+            length] and `scores` [batch, num_beams]. Where the options of a call allow fewer texts,
+            those that are missing are empty and have the score minus infinity.
         temperature: divides the logits, for the scores too.
 
     Raises:

@@ -255,7 +255,7 @@ def test_ctrl_c(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         (["t" * 50], "a prompt has 51 tokens with the start token, more than max_length=48"),
         (["the", "--k", "0"], "k must be a whole number of at least 1, got 0"),
         (["the", "--k", "301"], "k=301 is larger than the vocabulary of 300 tokens"),
-        (["the", "--temperature", "0"], "temperature must be a number above 0, got 0.0"),
+        (["the", "--temperature", "-1"], "temperature must be a number above 0, got -1.0"),
         (["the", "--temperature", "nan"], "temperature must be a number above 0, got nan"),
         (["the", "--seed", "-1"], "seed must be a whole number of at least 0 or None, got -1"),
         (["the", "--batch-size", "0"], "--batch-size must be from 1 to 65536, got 0"),

@@ -65,7 +65,7 @@ def test_without_a_tokenizer_they_count_too(decoder: SessionDecoder, kind: Any) 
         assert mask.tolist() == [[True, True, True, True, False]]
 
 
-@pytest.mark.parametrize("ends", [(300,), (-1,), ("2",), 2])
+@pytest.mark.parametrize("ends", [(300,), (-1,), ("2",), 2, np.array(2)])
 def test_ids_that_the_model_does_not_have_are_refused(decoder: SessionDecoder, ends: Any) -> None:
     with pytest.raises(ValueError, match="stop_token_ids must be"):
         Generator(decoder, None, end_token_ids=ends)

@@ -43,6 +43,8 @@ REFUSED = {
     "n must be a whole number from 1 to 128, got 0": {"n": 0},
     "n must be a whole number from 1 to 128, got True": {"n": True},
     "logprobs must be a whole number from 0 to 1000, got -1": {"logprobs": -1},
+    "suppress_tokens must be a list of token ids, got array(3)": {"suppress_tokens": np.array(3)},
+    "stop must be a string or a list of strings, got array(3)": {"stop": np.array(3)},
     "ignore_eos must be true or false, got 'yes'": {"ignore_eos": "yes"},
     "processors must be functions": {"processors": [3]},
     "max_new_tokens must be a whole number from 0 on, got 1.5": {"max_new_tokens": 1.5},
@@ -105,6 +107,23 @@ def test_unknown_options_are_named() -> None:
         GenerationOptions.from_dict({"processors": []})
     with pytest.raises(ValueError, match="must be a mapping"):
         GenerationOptions.from_dict([1])  # type: ignore[arg-type]
+
+
+def test_a_structure_goes_before_another_kind_of_the_base() -> None:
+    base = GenerationOptions(regex="a+", seed=1)
+    assert GenerationOptions(choice=["b"]).after(base) == GenerationOptions(choice=["b"], seed=1)
+    assert GenerationOptions(n=2).after(base) == GenerationOptions(n=2, regex="a+", seed=1)
+
+
+def test_limits_of_the_base_give_way() -> None:
+    base = GenerationOptions(min_new_tokens=3, max_new_tokens=9, n=2, best_of=4)
+    for own, wanted in (
+        ({"max_new_tokens": 1}, {"min_new_tokens": 1, "max_new_tokens": 1, "n": 2, "best_of": 4}),
+        ({"min_new_tokens": 12}, {"min_new_tokens": 12, "max_new_tokens": 12, "n": 2, "best_of": 4}),
+        ({"n": 6}, {"min_new_tokens": 3, "max_new_tokens": 9, "n": 6, "best_of": 6}),
+        ({"best_of": 1}, {"min_new_tokens": 3, "max_new_tokens": 9, "n": 1, "best_of": 1}),
+    ):
+        assert GenerationOptions(**own).after(base) == GenerationOptions(**wanted)
 
 
 def test_functions_have_no_json() -> None:

@@ -133,6 +133,14 @@ def test_the_best_of_several_are_those_with_the_highest_mean(generator: Generato
     assert [s.token_ids for s in best] == sorted(means, key=means.get, reverse=True)[:2]
 
 
+def test_the_best_of_several_comes_with_the_prompts_probabilities(generator: Generator) -> None:
+    generator.compile(DRAWN)
+    for seed in range(4):
+        values = {"max_new_tokens": 3, "prompt_logprobs": 1, "seed": seed}
+        (first, best) = (results(generator, PROMPTS[0], best_of=b, **values)[0] for b in (1, 5))
+        assert best.prompt_logprobs == first.prompt_logprobs
+
+
 def test_a_seed_of_the_options_goes_before_the_samplers(generator: Generator) -> None:
     generator.compile(RandomSampler(seed=1, temperature=2.0))
     own = results(generator, PROMPTS[0], seed=4, max_new_tokens=8)
@@ -140,6 +148,19 @@ def test_a_seed_of_the_options_goes_before_the_samplers(generator: Generator) ->
     assert own[0].token_ids == results(generator, PROMPTS[0], max_new_tokens=8)[0].token_ids
     other = results(generator, PROMPTS[0], seed=5, max_new_tokens=8)
     assert own[0].token_ids != other[0].token_ids
+
+
+def test_a_seed_goes_to_a_sampler_that_cannot_be_made_from_its_config(generator: Generator) -> None:
+    class Own(RandomSampler):
+        def __init__(self, heat: float) -> None:
+            super().__init__(temperature=heat)
+
+    generator.compile(DRAWN)
+    wanted = results(generator, PROMPTS[0], seed=5, max_new_tokens=8)
+    generator.compile(Own(DRAWN.temperature))
+    found = results(generator, PROMPTS[0], seed=5, max_new_tokens=8)
+    assert found[0].token_ids == wanted[0].token_ids
+    assert generator.sampler.seed is None
 
 
 # === Draws ===
@@ -155,6 +176,8 @@ def test_sampling_options_stand_in_place_of_the_sampler(generator: Generator) ->
         {"top_p": 1e-6},
         {"min_p": 1.0},
         {"temperature": 1e-4, "typical_p": 0.99},
+        {"temperature": 1e-300},
+        {"temperature": 1e-300, "top_k": 5, "top_p": 0.9},
         {"top_k": 9, "min_p": 0.1, "epsilon_cutoff": 0.9999},
     ):
         (found,) = results(generator, PROMPTS[0], max_new_tokens=10, **values)
@@ -213,6 +236,21 @@ def test_an_error_in_one_ends_that_one_alone(generator: Generator) -> None:
     assert generator.cache_bytes_in_use == 0
 
 
+def test_functions_that_use_their_own_generator_are_refused(generator: Generator) -> None:
+    """They would wait for themselves, and all other threads for them."""
+    generator.compile("greedy")
+
+    def nested(token_ids: Any, logits: Any) -> Any:
+        generator.generate("t", max_length=8)
+        return logits
+
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="cannot use that generator itself"):
+            results(generator, PROMPTS[0], processors=nested, max_new_tokens=3)
+    assert results(generator, PROMPTS[0], max_new_tokens=3)[0].generated_tokens == 3
+    assert generator.cache_bytes_in_use == 0
+
+
 def test_contradictions_are_told_when_no_token_is_left(sampled: Generator) -> None:
     with pytest.raises(ValueError, match=r"(?i)no token|none|all tokens"):
         results(sampled, PROMPTS[0], allowed_token_ids=[40], suppress_tokens=[40])
@@ -252,7 +290,7 @@ def test_ids_beyond_the_vocabulary_are_refused(
 def test_what_searches_cannot_have_is_refused(generator: Generator) -> None:
     generator.compile(BeamSampler(num_beams=2))
     for values, words in (
-        ({"temperature": 0.5}, "temperature draw"),
+        ({"temperature": 0.5}, "tokens are drawn by temperature"),
         ({"n": 2}, "for samplers that draw"),
         ({"logprobs": 1}, "beams have scores"),
     ):
@@ -307,6 +345,27 @@ def test_prompts_are_scored_as_by_score(generator: Generator) -> None:
     assert [r.token_ids for r in (first, other)] == [r.token_ids for r in plain]
 
 
+def test_prompts_are_scored_where_nothing_is_to_be_written(generator: Generator) -> None:
+    generator.compile("greedy")
+    options = [
+        GenerationOptions(prompt_logprobs=1, max_new_tokens=0),
+        GenerationOptions(max_new_tokens=0),
+        GenerationOptions(max_new_tokens=3),
+        GenerationOptions(prompt_logprobs=1, max_new_tokens=0, n=2),
+    ]
+    prompt = "the king " * 3
+    found = generator.generate_results([prompt] * 4, options=options)
+    score = generator.score(prompt)
+    for result in (found[0], found[3]):
+        own = [token.log_probability for token in result.prompt_logprobs[1:]]
+        assert own == pytest.approx(score.log_probabilities, abs=1e-5)
+        assert (result.token_ids, result.finish_reason) == ((), "length")
+    assert [len(result.token_ids) for result in found] == [0, 0, 3, 0]
+    full = "t" * 63  # with the start token, all positions
+    (result,) = generator.generate_results(full, 64, options=GenerationOptions(prompt_logprobs=0))
+    assert len(result.prompt_logprobs) == len(result.prompt_token_ids)
+
+
 def test_options_of_a_call_go_before_the_generators(generator: Generator) -> None:
     generator.compile("greedy")
     own = GenerationOptions(max_new_tokens=4, suppress_tokens=[40, 41])
@@ -321,5 +380,8 @@ def test_options_of_a_call_go_before_the_generators(generator: Generator) -> Non
         (wanted,) = generator.generate_results("t", options=both)
         assert found.token_ids == wanted.token_ids
         assert given.after(own) == both
+        generator.default_options = {"n": 2}  # type: ignore[assignment]
+        with pytest.raises(ValueError, match=r"must be GenerationOptions.*got \{'n': 2\}"):
+            generator.generate("t")
     finally:
         generator.default_options = None

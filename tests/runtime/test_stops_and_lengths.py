@@ -75,7 +75,7 @@ def test_rows_that_have_ended_are_not_sampled(generator: Generator) -> None:
     assert tokens(results) == [(50, 60, 70), (50, 60), (50,)]
 
 
-@pytest.mark.parametrize("stops", ["end", "", "2"])
+@pytest.mark.parametrize("stops", ["end", "", "2", np.array(2)])
 def test_stops_by_name(generator: Generator, stops: str) -> None:
     with pytest.raises(ValueError, match="stop_token_ids must be 'auto', None or token ids, got"):
         generator.generate("t", stop_token_ids=stops)  # type: ignore[arg-type]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
 from graphs.shown import shown
-from runtime.numbers import positive_number, read_real, read_whole
+from runtime.numbers import is_iterable, positive_number, read_real, read_whole
 
 _LEAST, _GREATEST = float(np.finfo(np.float32).smallest_subnormal), float(np.finfo(np.float32).max)
 
@@ -25,7 +25,7 @@ def check_token_ids(name: str, ids: object, vocabulary: int, *, empty: bool = Tr
         ValueError: if they are not whole numbers from 0 to `vocabulary - 1`, or are missing.
     """
     wanted = f"whole numbers from 0 to {vocabulary - 1}"
-    if not isinstance(ids, Iterable) or isinstance(ids, (str, bytes, Mapping)) or _is_scalar(ids):
+    if not is_iterable(ids) or isinstance(ids, (str, bytes, Mapping)):
         raise ValueError(f"{name} must be a list of {wanted}, got {shown(ids)}")
     found = []
     for value in ids:
@@ -75,7 +75,3 @@ def check_inner_share(name: str, value: object) -> float:
     if number is None or not 0 < number < 1:
         raise ValueError(f"{name} must be a number above 0 and below 1, got {shown(value)}")
     return number
-
-
-def _is_scalar(value: object) -> bool:
-    return isinstance(value, np.ndarray) and value.ndim == 0

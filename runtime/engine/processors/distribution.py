@@ -21,7 +21,8 @@ def largest_logit(logits: NDArray[np.float32]) -> np.float32:
         raise ValueError(
             "no token is left to choose: the options of the request exclude all of them"
             if largest == -np.inf
-            else "the options of the request make logits that are NaN or infinite: give smaller numbers"
+            else "the options of the request make logits that are NaN or infinite: "
+            "give less extreme numbers"
         )
     return largest
 

@@ -112,8 +112,12 @@ class _Path:
 
 
 def candidates(logits: Floats, k: int, temperature: float) -> tuple[NDArray[np.int64], Floats]:
-    """The k most probable tokens of a row [vocabulary], best first, and their probabilities."""
+    """The k most probable tokens of a row [vocabulary], best first, and their probabilities.
+
+    In place of tokens that are ruled out, whose logits are minus infinity, the best one stands again.
+    """
     token_ids = largest(logits, k)
+    token_ids[logits[token_ids] == -np.inf] = token_ids[0]
     weights = exponentials(logits, temperature)
     return token_ids, weights[token_ids] / weights.sum(dtype=np.float64)
 

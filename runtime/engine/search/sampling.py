@@ -81,6 +81,10 @@ class SamplingSearch(Search):
 
     def accept(self, output: StepOutput, sequences: Listed[Sequence]) -> None:
         """Draws one token for each sequence; all logits are looked at where the best do not decide."""
+        if self.scores:
+            sequences = [sequence for sequence in sequences if not self._ends_with_prompt(sequence)]
+            if not sequences:
+                return
         if self._plain and not self._after_prompt:
             drawn = self._draw_plain(self._samplers[0], output, sequences)
         else:
@@ -89,6 +93,15 @@ class SamplingSearch(Search):
             token_id = drawn[sequence.index]
             sequence.push(token_id)
             sequence.feed = [token_id]
+
+    def _ends_with_prompt(self, sequence: Sequence) -> bool:
+        """Ends a sequence whose prompt was read for its own tokens, and leaves no room for others."""
+        if not sequence.token_ids:
+            sequence.finish_reason = sequence.request.finish_reason(())
+        if sequence.finish_reason is None:
+            return False
+        self._after_prompt.pop(sequence.index)
+        return True
 
     def _draw_plain(
         self, sampler: TokenSampler, output: StepOutput, sequences: Listed[Sequence]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from graphs.shown import shown
+from runtime.numbers import is_iterable
 
 MAX_STOPS = 32
 MAX_STOP_CHARACTERS = 256  # of each
@@ -138,7 +139,7 @@ def read_stops(value: object, name: str = "stop") -> tuple[str, ...]:
     """
     if value is None:
         return ()
-    if not isinstance(value, Iterable) or isinstance(value, (bytes, bytearray)):
+    if not is_iterable(value) or isinstance(value, (bytes, bytearray)):
         raise ValueError(f"{name} must be a string or a list of strings, got {shown(value)}")
     stops = (value,) if isinstance(value, str) else tuple(value)
     if len(stops) > MAX_STOPS:

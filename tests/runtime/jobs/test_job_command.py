@@ -56,6 +56,26 @@ def test_json_lines_in_and_out(run: Run, generator: Generator, tmp_path: Path) -
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
 
+def test_a_lines_options_go_before_the_commands(run: Run) -> None:  # noqa: F811
+    pytest.importorskip("llguidance")
+    requests = [
+        {"prompt": "the"},
+        {"prompt": "the", "options": {"max_new_tokens": 2}},
+        {"prompt": "the", "options": {"max_new_tokens": None}},
+        {"prompt": "the", "options": {"choice": ["no"], "max_new_tokens": 4}},
+        {"prompt": "the", "options": ["stop"]},
+        {"prompt": "the", "options": {"suppress_tokens": [300]}},
+    ]
+    options = ["--input", "-", "--sampler", "greedy", "--max-new-tokens", "5", "--regex", "[a-z]{30}"]
+    status, out, _ = run(*options, stdin=lines(*requests))
+    first, second, third, fourth, fifth, sixth = records(out)
+    assert status == 1
+    assert [r["generated_tokens"] for r in (first, second, third)] == [5, 2, 30]
+    assert fourth["text"] == "theno"
+    assert fifth["error"] == "line 5: \"options\" must be an object of options, got ['stop']"
+    assert sixth["error"].startswith("line 6: suppress_tokens must be ids of the model's vocabulary")
+
+
 def test_json_lines_through_pipes(run: Run, generator: Generator) -> None:  # noqa: F811
     options = ("--input", "-", "--output", "-", "--sampler", "greedy")
     status, out, _ = run(*options, stdin=lines({"prompt": "the"}))

@@ -140,8 +140,11 @@ def test_without_resume_an_output_is_replaced(job: Any, whole: bytes, tmp_path: 
         ("", (), "line 1: standard input has only 0 lines to do"),
         (INPUT, ("--max-length", "40"), "line 1: it was written with --max-length 48"),
         (INPUT, ("--sampler", "beam", "--all-beams"), "line 1: it was written without --all-beams"),
+        (INPUT, ("--n", "2"), "line 1: it was written with --n 1"),
+        (INPUT, ("--prompt-logprobs", "0"), "line 1: it was written without --prompt-logprobs"),
+        (INPUT, ("--max-new-tokens", "3"), "line 1: it was written with --max-new-tokens"),
     ],
-    ids=range(8),
+    ids=range(11),
 )
 def test_an_output_of_another_job_is_refused(
     job: Any, whole: bytes, tmp_path: Path, text: str, options: tuple[str, ...], message: str
@@ -161,6 +164,21 @@ def test_a_damaged_record_with_others_behind_it_costs_none_of_them(
     target.write_bytes(damaged)
     assert_error(job("--resume"), f"--resume cannot go on with {target}: line 2: it is no record")
     assert target.read_bytes() == damaged
+
+
+def test_texts_that_other_limits_than_max_length_cut(run: Run, tmp_path: Path) -> None:  # noqa: F811
+    """Those of the command and of a line; each with several texts."""
+    target = tmp_path / "out.jsonl"
+    text = lines({"prompt": "a"}, {"prompt": "a", "options": {"max_new_tokens": 2, "n": None}})
+    text += lines({"prompt": "a", "options": 3})
+    options = ["--input", "-", "--output", str(target), "--max-length", "30", "--no-stop"]
+    options += ["--max-new-tokens", "4", "--n", "2", "--seed", "1"]
+    assert run(*options, stdin=text)[0] == 1
+    before = target.read_bytes()
+    assert [r.get("generated_tokens") for r in records(before.decode())] == [4, 2, None]
+    status, _, error = run(*options, "--resume", stdin=text)
+    assert (status, target.read_bytes()) == (1, before)
+    assert "has 3 records, which are kept" in error
 
 
 @pytest.mark.parametrize("reason", ["stop", "timeout"])

@@ -56,7 +56,7 @@ def test_no_token_left(more: list[Any]) -> None:
 def test_infinite_logits_are_refused_without_warnings() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(ValueError, match="NaN or infinite: give smaller numbers"):
+        with pytest.raises(ValueError, match="NaN or infinite: give less extreme numbers"):
             Chain([Temperature(1e-44)]).process([2], 1, ramp())
 
 

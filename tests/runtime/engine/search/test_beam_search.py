@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime import Generator
+from runtime import GenerationOptions, Generator
 from runtime.call_limits import CallCut, CallLimits
 from runtime.engine.call import Call
 from runtime.engine.engine import Engine
@@ -359,6 +359,27 @@ def test_more_beams_than_tokens(generator: Generator) -> None:
 def test_bad_num_beams(num_beams: Any) -> None:
     with pytest.raises(ValueError, match="num_beams must be a whole number of at least 1, got"):
         BeamSampler(num_beams=num_beams)
+
+
+def test_beams_that_the_options_do_not_allow_are_empty(generator: Generator) -> None:
+    generator.compile(BeamSampler(num_beams=3, return_all_beams=True))
+    options = [
+        GenerationOptions(allowed_token_ids=[5], max_new_tokens=2),
+        GenerationOptions(max_new_tokens=2),
+    ]
+    texts, scores = generator.generate(["t", "the king"], options=options)
+    assert [len(row) for row in texts] == [3, 3]
+    assert texts[0][1:] == ["", ""]
+    assert scores.shape == (2, 3)
+    assert np.isneginf(scores).tolist() == [[False, True, True], [False] * 3]
+    mask = np.arange(6) < np.array([[2], [3]])
+    tokens = generator.generate(
+        {"token_ids": np.full((2, 6), 7), "padding_mask": mask}, options=options
+    )
+    assert tokens["token_ids"].shape == (2, 3, 6)
+    assert tokens["padding_mask"][0].sum(axis=1).tolist() == [4, 2, 2]
+    (result, _) = generator.generate_results(["t", "the king"], options=options)
+    assert len(result.beams) == 1
 
 
 def test_return_all_beams_is_a_flag() -> None:

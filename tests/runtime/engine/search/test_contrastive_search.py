@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime import Generator
+from runtime import GenerationOptions, Generator
 from runtime.call_limits import CallLimits
 from runtime.engine.call import Call
 from runtime.engine.request import Request
@@ -123,6 +123,24 @@ def test_candidates_have_the_probability_of_the_whole_softmax() -> None:
     _, flatter = candidates(logits, 2, 2.0)
     roots = np.sqrt([0.1, 0.4, 0.2, 0.3])
     assert np.abs(flatter - [roots[1] / roots.sum(), roots[3] / roots.sum()]).max() < 1e-7
+
+
+def test_tokens_that_are_ruled_out_are_no_candidates() -> None:
+    logits = np.array([1.0, -np.inf, 2.0, -np.inf], np.float32)
+    token_ids, probabilities = candidates(logits, 4, 1.0)
+    assert token_ids.tolist() == [2, 0, 2, 2]
+    assert choose(probabilities, np.array([0.9, 1, -1, -1]), 0.9) in (0, 2, 3)
+
+
+@pytest.mark.parametrize("alpha", [0.6, 1.0])
+def test_only_allowed_tokens_are_chosen_however_unlike_others_are(
+    generator: Generator, alpha: float
+) -> None:
+    generator.compile(ContrastiveSampler(k=5, alpha=alpha))
+    options = GenerationOptions(allowed_token_ids=[5, 6], max_new_tokens=10)
+    (result,) = generator.generate_results("Return", options=options)
+    assert len(result.token_ids) == 10
+    assert {*result.token_ids} <= {5, 6}
 
 
 def test_similarity_is_the_largest_cosine() -> None:
