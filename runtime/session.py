@@ -34,7 +34,7 @@ from runtime.wanted_outputs import WantedOutputs, last_tokens
 # Weights times tokens of a run that is worth a thread of its own, to be able to end it: tens of
 # milliseconds, where the thread costs a tenth of one.
 LONG_RUN = 5e9
-SPARE_ROWS = 16  # of a cache, which take no memory until they are used
+SPARE_ROWS = 64  # of a cache, which take no memory until they are used; more rows cost a copy of all
 CHUNK_TOKENS = 192  # of a long prompt at a time: its scores fit the cache, and their memory is bounded
 # Kernels compute a row in the same order among two and more of them; those of int4 take rows in pairs.
 BLOCK_TOKENS = 32
