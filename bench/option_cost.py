@@ -6,7 +6,7 @@ import argparse
 import itertools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -151,8 +151,11 @@ def _call(
     tokenizer: Tokenizer,
     compiler: GrammarCompiler,
 ) -> Call:
+    options = GenerationOptions(ignore_eos=True, **values)
+    if options.sampling:  # which would go before the sampler's temperature
+        options = replace(options, temperature=sampler.temperature)
     brought = request_options(
-        GenerationOptions(ignore_eos=True, **values),
+        options,
         sampler,
         frozenset(),
         config,
