@@ -18,8 +18,7 @@ from runtime.engine import processors as ours
 
 pytestmark = pytest.mark.reference
 
-CASES = 1000
-MOST_REDRAWN = CASES // 4
+CASES = [100, pytest.param(1000, marks=pytest.mark.slow)]
 SHARE_ERROR = 5e-6  # more than float32 errs by in a probability, as a share of it
 DISTANCE_ERROR = 3e-5  # and in the distance between a surprise and the entropy
 
@@ -297,31 +296,37 @@ def refused(chain: ours.Chain, row: Row) -> None:
 
 
 def check(
-    chance: np.random.Generator, choose: Callable[[], list[Callable[..., Pair]]], whole: bool
+    chance: np.random.Generator,
+    choose: Callable[[], list[Callable[..., Pair]]],
+    cases: int,
+    *,
+    whole: bool,
 ) -> None:
-    """As many cases as are wanted; `choose` gives the processors of each."""
+    """Compares as many cases as are wanted; `choose` gives the processors of each."""
     found: list[float] = []
     redrawn = 0
-    while len(found) < CASES:
+    while len(found) < cases:
         difference = compare(chance, choose(), whole)
         redrawn += difference is None
         if difference is not None:
             found.append(difference)
     print(f"{len(found)} cases, {redrawn} drawn again, largest difference {np.max(found)}")
     assert np.max(found) == 0
-    assert redrawn <= MOST_REDRAWN
+    assert redrawn <= cases // 4
 
 
+@pytest.mark.parametrize("cases", CASES)
 @pytest.mark.parametrize("maker", [*BEFORE, *WARPERS], ids=lambda maker: maker.__name__)
-def test_logits_are_those_of_transformers(maker):
-    check(np.random.default_rng(17), lambda: [maker], whole=False)
+def test_logits_are_those_of_transformers(maker, cases):
+    check(np.random.default_rng(17), lambda: [maker], cases, whole=False)
 
 
-def test_chains_give_the_logits_of_transformers():
+@pytest.mark.parametrize("cases", CASES)
+def test_chains_give_the_logits_of_transformers(cases):
     chance = np.random.default_rng(18)
 
     def choose():
         before = [maker for maker in BEFORE if chance.random() < 0.25]
         return before + [maker for maker in WARPERS if chance.random() < 0.4]
 
-    check(chance, choose, whole=True)
+    check(chance, choose, cases, whole=True)

@@ -168,7 +168,9 @@ def test_the_nodes_of_a_layer(traced: Trace, precision: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    "precision", [pytest.param(p, marks=() if p == "int4" else pytest.mark.slow) for p in PRECISIONS]
+)
 def test_every_width_is_rewritten_into_the_same_graph(traced: Trace, precision: str) -> None:
     found = {
         preset: len(rewritten(traced(preset_shape(preset)), precision).graph)
@@ -186,8 +188,14 @@ def checked(path: Path, config: ModelConfig, precision: str) -> None:
     check_graph_file(path.read_bytes(), limits)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("preset", BUILTIN_PRESETS)
+@pytest.mark.parametrize(
+    ("preset", "precision"),
+    [
+        pytest.param(preset, precision, marks=() if i in (0, j) else pytest.mark.slow)
+        for i, preset in enumerate(BUILTIN_PRESETS)
+        for j, precision in enumerate(PRECISIONS)
+    ],
+)
 def test_the_graph_of_every_preset_passes_the_checks(
     traced: Trace, preset: str, precision: str, tmp_path: Path
 ) -> None:
