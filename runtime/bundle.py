@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from graphs.contract import Phase
 from graphs.manifest import FileEntry, Manifest, ManifestError, read_manifest
 from graphs.plain_files import read_plain
-from graphs.shown import cut, shown
+from graphs.shown import cut
 from runtime.errors import BundleError
 from runtime.graph_check.graph_file import check_graph_file
 from runtime.graph_check.limits import GraphLimits
@@ -184,15 +184,9 @@ def _read_options(folder: Path, manifest: Manifest) -> GenerationOptions | None:
 
     try:
         options = GenerationOptions.from_dict(values)
+        options.check_vocabulary(manifest.model.vocabulary_size)
     except ValueError as error:
         raise ManifestError(f"{folder}: its generation.options are not valid: {cut(error)}") from None
-    size = manifest.model.vocabulary_size
-    for name, ids in options.token_ids().items():
-        if bad := [token for token in ids if token >= size]:
-            raise ManifestError(
-                f"{folder}: its generation.options are not valid: {name} must be ids of the model's "
-                f"vocabulary, 0 to {size - 1}; got {shown(bad[0])}"
-            )
     return options
 
 

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from graphs.shown import shown
 from runtime.engine.text.stop_strings import read_stops
-from runtime.numbers import is_iterable, read_real, read_whole
-
-LogitsFunction = Callable[[Sequence[int], NDArray[np.float32]], NDArray[np.float32]]
+from runtime.option_values import (
+    LogitsFunction,
+    read_biases,
+    read_flag,
+    read_functions,
+    read_id_sequences,
+    read_ids,
+    read_schema,
+    read_sequence_biases,
+    read_text,
+    read_texts,
+    read_top_k,
+    real,
+    whole,
+)
 
 STRUCTURES = ("json_schema", "regex", "choice", "grammar", "json_object")
 # What says how tokens are drawn, in place of the sampler that is set.
@@ -97,7 +106,8 @@ class GenerationOptions:
         n: texts of the prompt. Which text the i-th is does not depend on how many there are.
         best_of: so many are written, and the n of them with the highest mean log-probability of a
             token are given.
-        priority: of requests that wait, those with lower numbers are served first.
+        priority: of calls that wait, those with lower numbers are served first; of a call's prompts
+            the lowest counts.
 
     Raises:
         ValueError: if a value is of another kind or out of range, or two contradict each other.
@@ -237,6 +247,15 @@ class GenerationOptions:
             "allowed_token_ids": [*(self.allowed_token_ids or ())],
         }
 
+    def check_vocabulary(self, size: int) -> None:
+        """Raises `ValueError` if a token id is none of a vocabulary of this size."""
+        for name, ids in self.token_ids().items():
+            if bad := [token for token in ids if token >= size]:
+                raise ValueError(
+                    f"{name} must be ids of the model's vocabulary, 0 to {size - 1}; got "
+                    f"{shown(bad[0])}"
+                )
+
 
 def read_options(options: Any, count: int) -> list[GenerationOptions]:
     """One set of options for each of some prompts.
@@ -265,178 +284,42 @@ def read_options(options: Any, count: int) -> list[GenerationOptions]:
     return each
 
 
-# === Reading of values: each takes an option's name and what was given ===
-
-
-def _whole(
-    least: int, most: float = math.inf, *, none: bool = False
-) -> Callable[[str, Any], int | None]:
-    def read(name: str, value: Any) -> int | None:
-        if value is None and none:
-            return None
-        number = read_whole(value)
-        if number is None or not least <= number <= most:
-            to = f" to {most}" if most < math.inf else " on"
-            raise ValueError(f"{name} must be a whole number from {least}{to}, got {shown(value)}")
-        return number
-
-    return read
-
-
-def _real(
-    least: float,
-    most: float,
-    *,
-    none: bool = False,
-    open_least: bool = False,
-    open_most: bool = False,
-) -> Callable[[str, Any], float | None]:
-    """Reads a finite number of a range, whose ends may not belong to it."""
-
-    def read(name: str, value: Any) -> float | None:
-        if value is None and none:
-            return None
-        number = read_real(value)
-        inside = number is not None and math.isfinite(number) and least <= number <= most
-        if not inside or (open_least and number == least) or (open_most and number == most):
-            low = f"above {least:g}" if open_least else f"of at least {least:g}"
-            high = "" if most == math.inf else f" and {'below' if open_most else 'at most'} {most:g}"
-            raise ValueError(f"{name} must be a number {low}{high}, got {shown(value)}")
-        return number
-
-    return read
-
-
-def _flag(name: str, value: Any) -> bool:
-    if not isinstance(value, (bool, np.bool_)):
-        raise ValueError(f"{name} must be true or false, got {shown(value)}")
-    return bool(value)
-
-
-def _text(name: str, value: Any) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"{name} must be a text that is not empty, got {shown(value)}")
-    return value
-
-
-def _texts(name: str, value: Any) -> tuple[str, ...]:
-    texts = (value,) if isinstance(value, str) else _listed(name, value, "strings")
-    for text in texts:
-        if not isinstance(text, str) or not text:
-            raise ValueError(f"{name} must be strings that are not empty, got {shown(text)}")
-    return texts
-
-
-def _schema(name: str, value: Any) -> Any:
-    if value is None or isinstance(value, (Mapping, str)):
-        return value
-    raise ValueError(f"{name} must be a JSON Schema as a mapping or as text, got {shown(value)}")
-
-
-def _ids(name: str, value: Any) -> tuple[int, ...]:
-    return tuple(_token_id(name, item) for item in _listed(name, value, "token ids"))
-
-
-def _id_sequences(name: str, value: Any) -> tuple[tuple[int, ...], ...]:
-    return tuple(_id_sequence(name, item) for item in _listed(name, value, "lists of token ids"))
-
-
-def _id_sequence(name: str, value: Any) -> tuple[int, ...]:
-    ids = tuple(_token_id(name, token) for token in _listed(name, value, "lists of token ids"))
-    if not ids:
-        raise ValueError(f"{name} must be lists of token ids that are not empty, got {shown(value)}")
-    return ids
-
-
-def _biases(name: str, value: Any) -> dict[int, float]:
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{name} must be a mapping of token ids to numbers, got {shown(value)}")
-    read = _real(-100, 100)
-    found = {}
-    for key, bias in value.items():
-        # JSON has no other keys than strings.
-        token = int(key) if isinstance(key, str) and key.isascii() and key.isdigit() else key
-        found[_token_id(name, token)] = read(f"{name}[{shown(key)}]", bias)
-    return found  # type: ignore[return-value]
-
-
-def _sequence_biases(name: str, value: Any) -> tuple[tuple[tuple[int, ...], float], ...]:
-    pairs = value.items() if isinstance(value, Mapping) else _listed(name, value, "pairs")
-    found = []
-    for pair in pairs:
-        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-            raise ValueError(f"{name} must be pairs of token ids and a number, got {shown(pair)}")
-        bias = read_real(pair[1])
-        if bias is None or not math.isfinite(bias):
-            raise ValueError(f"{name} must have finite numbers, got {shown(pair[1])}")
-        found.append((_id_sequence(name, pair[0]), bias))
-    return tuple(found)
-
-
-def _functions(name: str, value: Any) -> tuple[LogitsFunction, ...]:
-    functions = (value,) if callable(value) else _listed(name, value, "functions")
-    for function in functions:
-        if not callable(function):
-            raise ValueError(f"{name} must be functions of token ids and logits, got {shown(function)}")
-    return functions
-
-
-def _listed(name: str, value: Any, of: str) -> tuple[Any, ...]:
-    if isinstance(value, (str, bytes, Mapping)) or not is_iterable(value):
-        raise ValueError(f"{name} must be a list of {of}, got {shown(value)}")
-    return tuple(value)
-
-
-def _token_id(name: str, value: Any) -> int:
-    token = read_whole(value)
-    if token is None or token < 0:
-        raise ValueError(f"{name} must be token ids, whole numbers from 0 on; got {shown(value)}")
-    return token
-
-
-def _top_k(name: str, value: Any) -> int | None:
-    number = None if value is None else _whole(-1)(name, value)
-    return None if number is not None and number < 1 else number
-
-
 _READERS: dict[str, Callable[[str, Any], Any]] = {
-    "max_new_tokens": _whole(0, none=True),
-    "min_new_tokens": _whole(0),
+    "max_new_tokens": whole(0, none=True),
+    "min_new_tokens": whole(0),
     "stop": lambda name, value: read_stops(value, name),
-    "include_stop_str_in_output": _flag,
-    "stop_token_ids": _ids,
-    "ignore_eos": _flag,
-    "temperature": _real(0, math.inf, none=True),
-    "top_k": _top_k,
-    "top_p": _real(0, 1, none=True, open_least=True),
-    "min_p": _real(0, 1, none=True),
-    "typical_p": _real(0, 1, none=True, open_least=True),
-    "epsilon_cutoff": _real(0, 1, none=True, open_most=True),
-    "eta_cutoff": _real(0, 1, none=True, open_most=True),
-    "seed": _whole(0, none=True),
-    "repetition_penalty": _real(0, math.inf, open_least=True),
-    "presence_penalty": _real(-2, 2),
-    "frequency_penalty": _real(-2, 2),
-    "no_repeat_ngram_size": _whole(0),
-    "bad_words_ids": _id_sequences,
-    "sequence_bias": _sequence_biases,
-    "suppress_tokens": _ids,
-    "begin_suppress_tokens": _ids,
-    "logit_bias": _biases,
-    "allowed_token_ids": lambda name, value: None if value is None else _ids(name, value),
-    "processors": _functions,
-    "logprobs": _whole(0, MOST_LOG_PROBABILITIES, none=True),
-    "prompt_logprobs": _whole(0, MOST_LOG_PROBABILITIES, none=True),
-    "json_schema": _schema,
-    "regex": _text,
-    "choice": lambda name, value: None if value is None else _texts(name, value),
-    "grammar": _text,
-    "json_object": _flag,
-    "n": _whole(1, MOST_SAMPLES),
-    "best_of": _whole(1, MOST_SAMPLES, none=True),
-    "priority": _whole(-1000, 1000),
+    "include_stop_str_in_output": read_flag,
+    "stop_token_ids": read_ids,
+    "ignore_eos": read_flag,
+    "temperature": real(0, math.inf, none=True),
+    "top_k": read_top_k,
+    "top_p": real(0, 1, none=True, open_least=True),
+    "min_p": real(0, 1, none=True),
+    "typical_p": real(0, 1, none=True, open_least=True),
+    "epsilon_cutoff": real(0, 1, none=True, open_most=True),
+    "eta_cutoff": real(0, 1, none=True, open_most=True),
+    "seed": whole(0, none=True),
+    "repetition_penalty": real(0, math.inf, open_least=True),
+    "presence_penalty": real(-2, 2),
+    "frequency_penalty": real(-2, 2),
+    "no_repeat_ngram_size": whole(0),
+    "bad_words_ids": read_id_sequences,
+    "sequence_bias": read_sequence_biases,
+    "suppress_tokens": read_ids,
+    "begin_suppress_tokens": read_ids,
+    "logit_bias": read_biases,
+    "allowed_token_ids": lambda name, value: None if value is None else read_ids(name, value),
+    "processors": read_functions,
+    "logprobs": whole(0, MOST_LOG_PROBABILITIES, none=True),
+    "prompt_logprobs": whole(0, MOST_LOG_PROBABILITIES, none=True),
+    "json_schema": read_schema,
+    "regex": read_text,
+    "choice": lambda name, value: None if value is None else read_texts(name, value),
+    "grammar": read_text,
+    "json_object": read_flag,
+    "n": whole(1, MOST_SAMPLES),
+    "best_of": whole(1, MOST_SAMPLES, none=True),
+    "priority": whole(-1000, 1000),
 }
 
 

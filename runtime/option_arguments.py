@@ -162,6 +162,8 @@ def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
         for _, name, _ in flags:
             if getattr(arguments, name):
                 values[name] = True
+    if not values and arguments.temperature != 0:
+        return values  # without waiting for what options need
     from runtime.generation_options import SAMPLING
 
     # No sampler takes a temperature of 0, which the options have.

@@ -10,27 +10,29 @@ from typing import TYPE_CHECKING, Any
 
 from graphs.contract import ModelConfig
 from graphs.shown import shown
-from runtime.engine.processors.allowed_tokens import AllowedTokens
-from runtime.engine.processors.bad_words import BadWords
-from runtime.engine.processors.begin_suppress_tokens import BeginSuppressTokens
-from runtime.engine.processors.chain import Chain
-from runtime.engine.processors.epsilon_cutoff import EpsilonCutoff
-from runtime.engine.processors.eta_cutoff import EtaCutoff
-from runtime.engine.processors.frequency_penalty import FrequencyPenalty
-from runtime.engine.processors.function import FunctionProcessor
-from runtime.engine.processors.logit_bias import LogitBias
-from runtime.engine.processors.min_new_tokens import MinNewTokens
-from runtime.engine.processors.min_p import MinP
-from runtime.engine.processors.no_repeat_ngram import NoRepeatNgram
-from runtime.engine.processors.presence_penalty import PresencePenalty
-from runtime.engine.processors.processor import Processor
-from runtime.engine.processors.repetition_penalty import RepetitionPenalty
-from runtime.engine.processors.sequence_bias import SequenceBias
-from runtime.engine.processors.suppress_tokens import SuppressTokens
-from runtime.engine.processors.temperature import Temperature
-from runtime.engine.processors.top_k import TopK
-from runtime.engine.processors.top_p import TopP
-from runtime.engine.processors.typical_p import TypicalP
+from runtime.engine.processors import (
+    AllowedTokens,
+    BadWords,
+    BeginSuppressTokens,
+    Chain,
+    EpsilonCutoff,
+    EtaCutoff,
+    FrequencyPenalty,
+    FunctionProcessor,
+    LogitBias,
+    MinNewTokens,
+    MinP,
+    NoRepeatNgram,
+    PresencePenalty,
+    Processor,
+    RepetitionPenalty,
+    SequenceBias,
+    SuppressTokens,
+    Temperature,
+    TopK,
+    TopP,
+    TypicalP,
+)
 from runtime.engine.request import Request
 from runtime.engine.search.sampling import SamplingSearch
 from runtime.engine.search.search import Search
@@ -120,12 +122,7 @@ def request_options(
         ImportError: if a structure is asked for and the extra `structured` is not installed.
         ValueError: if they do not fit the model, its tokenizer or the sampler.
     """
-    size = config.vocabulary_size
-    for name, ids in options.token_ids().items():
-        if bad := [token for token in ids if token >= size]:
-            raise ValueError(
-                f"{name} must be ids of the model's vocabulary, 0 to {size - 1}; got {bad[0]}"
-            )
+    options.check_vocabulary(config.vocabulary_size)
     several = options.best_of or options.n
     if several > 1 and sampler.rows > 1:
         raise ValueError(

@@ -141,14 +141,8 @@ def carried_options(options: GenerationOptions | None, vocabulary_size: int) -> 
             f"{', '.join(surplus)} can be asked for in a call only; a model's files carry "
             f"{', '.join(OPTION_NAMES)}"
         )
-    named = options.token_ids().items()
-    for name, ids in named:
-        if bad := [token for token in ids if token >= vocabulary_size]:
-            raise ValueError(
-                f"{name} must be ids of the model's vocabulary, 0 to {vocabulary_size - 1}; got "
-                f"{shown(bad[0])}"
-            )
-    if (count := sum(len(ids) for _, ids in named)) > MAX_OPTION_IDS:
+    options.check_vocabulary(vocabulary_size)
+    if (count := sum(map(len, options.token_ids().values()))) > MAX_OPTION_IDS:
         raise ValueError(f"options name {count} token ids, and a bundle carries up to {MAX_OPTION_IDS}")
     return values
 

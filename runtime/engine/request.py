@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.engine.processors.processor import Processor
-from runtime.engine.text.text_ends import TextEnds
 from runtime.results import FinishReason
+
+if TYPE_CHECKING:  # which a request without options does not wait for
+    from runtime.engine.processors.processor import Processor
+    from runtime.engine.text.text_ends import TextEnds
 
 
 @dataclass(frozen=True)

@@ -84,15 +84,15 @@ def wanted(model, prompt, values, beams):
 QUICK = ("bad_words_ids", "five at once")  # of the beams, which take ten times as long
 
 
-def slow_but_some():
-    """Every case greedily and with beams, of which most are slow."""
-    for beams in (1, BEAMS):
-        for name, values in CASES.items():
-            marks = () if beams == 1 or name in QUICK else pytest.mark.slow
-            yield pytest.param(values, beams, marks=marks, id=f"{name}, {beams}")
+def case(name, beams):
+    """A parameter, which is slow with beams but for some."""
+    marks = () if beams == 1 or name in QUICK else pytest.mark.slow
+    return pytest.param(CASES[name], beams, marks=marks, id=f"{name}, {beams}")
 
 
-@pytest.mark.parametrize(("values", "beams"), slow_but_some())
+@pytest.mark.parametrize(
+    ("values", "beams"), [case(name, beams) for beams in (1, BEAMS) for name in CASES]
+)
 def test_tokens_are_those_of_transformers(generator, hf_model, values, beams):  # noqa: F811
     model = hf_model
     model.generation_config.eos_token_id = None

@@ -27,6 +27,14 @@ REPORT = """
 roots = sorted({name.partition(".")[0] for name in sys.modules})
 print("LOADED", *roots)
 """
+# What a text needs of which something is asked, and a start without waits for none of it.
+OPTIONS = (
+    "runtime.generation_options",
+    "runtime.option_values",
+    "runtime.request_options",
+    "runtime.engine.processors",
+    "runtime.structured",
+)
 
 
 @pytest.mark.parametrize("program", [GENERATE, COMMAND, PROBE], ids=["library", "command", "probe"])
@@ -41,6 +49,20 @@ def test_nothing_heavy_is_loaded(program: str, toy_bundle: Path, repository: Pat
     assert {"numpy", "onnxruntime", "runtime"} <= set(loaded)
     assert set(loaded).isdisjoint(HEAVY)
     assert set(loaded).isdisjoint({"exporter", "bench", "onnx_ir", "onnxscript", "transformers"})
+
+
+@pytest.mark.parametrize("program", [GENERATE, COMMAND], ids=["library", "command"])
+def test_who_asks_for_no_options_loads_none(program: str, toy_bundle: Path, repository: Path) -> None:
+    report = 'print("LOADED", *sorted(sys.modules))'
+    result = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{program}{report}", str(toy_bundle)],
+        cwd=repository,
+        capture_output=True,
+        check=True,
+    )
+    loaded = result.stdout.decode(errors="replace").rpartition("LOADED ")[2].split()
+    assert "runtime.generator" in loaded
+    assert [name for name in loaded if name.startswith(OPTIONS)] == []
 
 
 def test_importing_the_package_loads_no_session(repository: Path) -> None:
